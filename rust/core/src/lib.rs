@@ -1,0 +1,14 @@
+//! The engine of StrataKV: pages, tiers, policies, sessions and kernels, without Python.
+//!
+//! What it is not: it knows nothing of models, tokenizers or tensors. A page is bytes
+//! with a key; a kernel takes slices. The invariant of the whole crate: **a cache may
+//! forget, it never lies.** A page that fails its checksum is a counted miss.
+
+pub mod attend;
+pub mod error;
+pub mod io;
+pub mod key;
+pub mod policy;
+pub mod tier;
+
+pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! The tiers below the device: RAM in page slots, files in segments.
+
