@@ -1,0 +1,168 @@
+"""The engine, as Python sees it. Private: use the `stratakv` package.
+
+Shapes: B batch rows, H key/value heads, Q query heads (a multiple of H), T tokens,
+D head dim (keys and values may differ). Tensors are CPU tensors of float32, bfloat16 or
+float16 with a contiguous last dimension; every call checks that and releases the GIL.
+"""
+
+from typing import Any, final
+
+__version__: str
+
+class StrataError(Exception):
+    """Base of the engine's own errors."""
+
+class RamFullError(StrataError, MemoryError):
+    """The RAM limit cannot hold what one step needs."""
+
+class DiskFullError(StrataError, OSError):
+    """The disk limit or the free-space floor is reached and nothing is left to evict."""
+
+class LockedError(StrataError, OSError):
+    """Another process writes the directory."""
+
+class CorruptError(StrataError, ValueError):
+    """Bytes on disk that are not what the format says."""
+
+class SettingsMismatchError(StrataError, ValueError):
+    """A session of another model, or of other settings."""
+
+class SessionNotFoundError(StrataError, KeyError):
+    """No session of that name."""
+
+class PagesLostError(StrataError, LookupError):
+    """Pages that a sequence needs are in no tier any more."""
+
+@final
+class Store:
+    """Tiers of pages: RAM under a byte limit, and a directory of segment files.
+
+    `directory=None` keeps everything in RAM: a full RAM limit is then an error.
+    `io` is "auto", "direct", "mmap" or "buffered"; `policy` is "auto", "lru", "lfu" or
+    "wtinylfu". Opening reads no page bodies.
+    """
+
+    def __new__(
+        cls,
+        directory: str | None = None,
+        *,
+        ram_bytes: int,
+        disk_limit_bytes: int | None = None,
+        free_floor_bytes: int = ...,
+        io: str = "auto",
+        policy: str = "auto",
+        read_only: bool = False,
+    ) -> Store: ...
+    @property
+    def directory(self) -> str | None: ...
+    @property
+    def read_only(self) -> bool: ...
+    def recovery_report(self) -> list[str]:
+        """What opening found and dropped, one sentence each; empty when all was well."""
+    def stats(self) -> dict[str, Any]:
+        """Counters since opening and present sizes, per tier.
+
+        `{"ram": {"limit_bytes", "used_bytes", "pages", "hits", "misses"},
+          "disk": {"limit_bytes" | None, "used_bytes", "pages", "reads", "read_bytes", "writes",
+                   "written_bytes", "corrupt_pages", "evicted_sessions"},
+          "waits": {"count", "seconds"}, "io": str, "policy": str}`; all integers but seconds.
+        """
+    def sessions(self) -> list[dict[str, Any]]:
+        """Every readable session: `name, rows, tokens, bytes, shared_bytes, created, last_used (unix seconds),
+        model, settings (dict[str, str])`, newest first."""
+    def session(self, name: str) -> dict[str, Any]:
+        """One session as in `sessions()`, plus `token_ids` (list of lists) and `missing_pages`."""
+    def fork_session(self, source: str, target: str) -> None:
+        """Gives a session a second name; copies no page."""
+    def remove_session(self, name: str) -> None: ...
+    def verify(self, name: str | None = None) -> dict[str, Any]:
+        """Reads every page of one session (or of all) and checks it: `{"pages", "bytes", "corrupt", "missing",
+        "problems": list[str]}`."""
+    def gc(self) -> dict[str, int]:
+        """Deletes pages that no session uses: `{"freed_bytes", "freed_pages", "moved_pages"}`."""
+    def flush(self) -> None:
+        """Writes what is dirty and makes it durable."""
+    def close(self) -> None: ...
+
+@final
+class KvCache:
+    """Page tables of one sequence batch: every layer's keys and values, by row.
+
+    Rows share sealed pages; reorder, select, repeat and fork move table entries only.
+    `identity` (model fingerprint) makes pages content-addressed by the noted token ids; without it, or for
+    tokens never noted, pages are private to this cache.
+    """
+
+    def __new__(
+        cls,
+        store: Store,
+        *,
+        num_layers: int,
+        page_tokens: int = 64,
+        identity: bytes | None = None,
+        settings: dict[str, str] | None = None,
+    ) -> KvCache: ...
+    @property
+    def page_tokens(self) -> int: ...
+    @property
+    def num_rows(self) -> int:
+        """Batch rows; 0 before the first append."""
+    def length(self, layer: int) -> int:
+        """Tokens that the layer holds per row."""
+    def note_tokens(self, token_ids: list[list[int]], salt: bytes = b"") -> None:
+        """Tells which ids the next T appended tokens have, row by row; `salt` is whatever else determines
+        their values (image bytes, a mask). Called before the layers append."""
+    def token_ids(self, row: int = 0) -> list[int] | None:
+        """The row's ids up to the shortest layer, or None where they were not all noted."""
+    def append(self, layer: int, keys: Any, values: Any) -> None:
+        """Adds (B, H, T, Dk) keys and (B, H, T, Dv) values. The first append fixes B, H, Dk, Dv and dtype."""
+    def attend(
+        self,
+        layer: int,
+        query: Any,
+        out: Any,
+        scale: float,
+        bias: Any | None = None,
+        causal: bool = False,
+    ) -> None:
+        """Exact attention of (B, Q, T, Dk) queries over everything that the layer holds, into (B, Q, T, Dv).
+
+        bias: float32 (B or 1, T or 1, S) added to the scores, S the layer's length; -inf excludes.
+        causal: query t sees all but the last T - 1 - t tokens.
+        Sums in float32, rounds once into `out`'s dtype. Made for few query tokens (T up to about 32).
+        """
+    def gather(self, layer: int, start: int, stop: int, keys: Any, values: Any) -> None:
+        """Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv)."""
+    def prefetch(self, layer: int) -> None:
+        """Starts reading what the layer's next attend or gather will miss in RAM."""
+    def crop(self, length: int) -> None:
+        """Forgets all tokens from `length` on, in every layer and row."""
+    def reorder(self, rows: list[int]) -> None:
+        """Row i becomes what row rows[i] was; also selects and repeats: any number of rows."""
+    def reset(self) -> None: ...
+    def fork(self) -> KvCache:
+        """An independent cache with the same contents; copies only the open pages."""
+    def match_prefix(self, token_ids: list[int], salt: bytes = b"") -> int:
+        """On an empty cache: adopts the longest run of whole stored pages, in all layers, that this identity
+        has for a prefix of `token_ids`; returns its length in tokens (0 when there is none)."""
+    def save(self, name: str, *, model: str, extra: bytes = b"") -> None:
+        """Makes the present state the session `name`, durably: pages, token ids, open pages and `extra`.
+
+        Raises ValueError where token ids were not noted.
+        """
+    def load(self, name: str) -> bytes:
+        """On an empty cache: becomes the session's state and returns its `extra`.
+
+        Raises SessionNotFoundError, SettingsMismatchError, PagesLostError (after keeping what precedes the loss).
+        """
+    def close(self) -> None:
+        """Lets go of all pages."""
+
+def attend_reference_level() -> str:
+    """The SIMD level that kernels use: "avx512", "avx2", "neon" or "scalar"."""
+
+def doctor(directory: str | None = None) -> dict[str, Any]:
+    """What this machine has: `simd, threads, direct_io, io_uring, page_size`."""
+
+def set_num_threads(count: int) -> None:
+    """Upper bound of the threads that one attend uses."""
