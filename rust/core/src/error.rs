@@ -107,7 +107,9 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// A page that the session needs and that no tier holds any more.
-    #[error("{missing} of {total} pages are lost (first at token {first_token}); re-run the prefill from there")]
+    #[error(
+        "{missing} of {total} pages are lost (first at token {first_token}); re-run the prefill from there"
+    )]
     PagesLost {
         /// Pages that are missing.
         missing: u64,

@@ -9,6 +9,7 @@ pub mod error;
 pub mod io;
 pub mod key;
 pub mod policy;
+pub mod sync;
 pub mod tier;
 
 pub use error::{Error, Result};
