@@ -5,10 +5,13 @@
 //! forget, it never lies.** A page that fails its checksum is a counted miss.
 
 pub mod attend;
+pub mod dtype;
 pub mod error;
 pub mod io;
 pub mod key;
 pub mod policy;
+pub mod session;
+pub mod store;
 pub mod sync;
 pub mod tier;
 
