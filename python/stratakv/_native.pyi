@@ -109,9 +109,11 @@ class KvCache:
         """Batch rows; 0 before the first append."""
     def length(self, layer: int) -> int:
         """Tokens that the layer holds per row."""
-    def note_tokens(self, token_ids: list[list[int]], salt: bytes = b"") -> None:
+    def note_tokens(self, token_ids: list[list[int]], salt: bytes | list[bytes] = b"") -> None:
         """Tells which ids the next T appended tokens have, row by row; `salt` is whatever else determines
-        their values (image bytes, a mask). Called before the layers append."""
+        their values (image bytes, a mask): one for all rows, or one per row, so that rows with equal ids and
+        different images never share a page. Called before the layers append; salts may change from call to
+        call, and an id may be any 32-bit number (a masked token has its top bit set)."""
     def token_ids(self, row: int = 0) -> list[int] | None:
         """The row's ids up to the shortest layer, or None where they were not all noted."""
     def append(self, layer: int, keys: Any, values: Any) -> None:
