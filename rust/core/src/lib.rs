@@ -7,14 +7,14 @@
 pub mod attend;
 pub mod dtype;
 pub mod error;
-pub mod format;
-pub mod interrupt;
 pub mod io;
 pub mod key;
 pub mod policy;
 pub mod session;
 pub mod store;
 pub mod sync;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tier;
 
 pub use error::{Error, Result};

@@ -9,9 +9,26 @@
 //! of [`ALIGN`], and every buffer starts on an [`ALIGN`] boundary, so that one layout
 //! serves direct I/O, mapping and plain files.
 
+mod aligned;
+mod blocking;
+mod config;
+mod directory;
+mod file;
+mod inline;
+mod mmap;
+pub(crate) mod names;
+mod platform;
+mod pool;
+
 use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+pub use aligned::AlignedBuf;
+pub use config::{Backend, EngineKind, IoConfig, open_engine};
+pub use directory::{Mode, OsDisk};
+pub use inline::InlineEngine;
+pub use pool::{PoolConfig, PoolEngine};
 
 /// Alignment of records, buffers and offsets, in bytes: the largest logical block size
 /// of the disks in use, and the page size of the machines we know.
@@ -209,3 +226,6 @@ pub trait IoEngine: Send + Sync {
     /// Queues a batch. Blocks only while the engine's own queue is full.
     fn submit(&self, batch: Vec<IoOp>);
 }
+
+#[cfg(test)]
+mod tests;

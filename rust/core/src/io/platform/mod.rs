@@ -1,0 +1,12 @@
+//! The calls that differ between operating systems, behind one set of names:
+//! `Root` (the open directory) and functions on open files.
+
+#[cfg(not(unix))]
+mod portable;
+#[cfg(unix)]
+mod unix;
+
+#[cfg(not(unix))]
+pub(super) use portable::{Root, advise_random, read_some_at, set_direct, write_some_at};
+#[cfg(unix)]
+pub(super) use unix::{Root, advise_random, read_some_at, set_direct, write_some_at};
