@@ -7,6 +7,8 @@
 pub mod attend;
 pub mod dtype;
 pub mod error;
+pub mod format;
+pub mod interrupt;
 pub mod io;
 pub mod key;
 pub mod policy;

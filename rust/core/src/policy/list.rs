@@ -61,12 +61,28 @@ impl<M: Copy, const LISTS: usize> Lists<M, LISTS> {
         self.index.len()
     }
 
+    pub(super) fn list_len(&self, list: usize) -> usize {
+        self.ends[list].len
+    }
+
     pub(super) fn slot(&self, key: PageKey) -> Option<Slot> {
         self.index.get(&key).copied().map(Slot)
     }
 
     pub(super) fn key(&self, slot: Slot) -> PageKey {
         self.nodes[slot.0 as usize].key
+    }
+
+    pub(super) fn list_of(&self, slot: Slot) -> usize {
+        usize::from(self.nodes[slot.0 as usize].list)
+    }
+
+    pub(super) fn meta(&self, slot: Slot) -> M {
+        self.nodes[slot.0 as usize].meta
+    }
+
+    pub(super) fn meta_mut(&mut self, slot: Slot) -> &mut M {
+        &mut self.nodes[slot.0 as usize].meta
     }
 
     /// The oldest page of a list.

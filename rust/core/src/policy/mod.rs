@@ -11,14 +11,29 @@ use std::str::FromStr;
 use crate::key::PageKey;
 use crate::{Error, Result};
 
+mod capacity;
 mod hash;
+mod history;
+mod lfu;
+mod lirs;
 mod list;
 mod lru;
+mod s3fifo;
+mod sketch;
 #[cfg(test)]
 mod tests;
+mod tiny_lirs;
+#[cfg(any(test, feature = "testing"))]
+pub mod trace;
+mod wtinylfu;
 
 pub use hash::{KeyHasher, KeyMap, KeySet};
+pub use lfu::Lfu;
+pub use lirs::Lirs;
 pub use lru::Lru;
+pub use s3fifo::S3Fifo;
+pub use tiny_lirs::TinyLirs;
+pub use wtinylfu::WTinyLfu;
 
 /// Chooses the pages that stay in RAM, and the order in which the others leave.
 ///
@@ -58,6 +73,8 @@ pub trait Policy: Send {
     /// The next page to demote, among those for which `evictable` holds: not pinned, and
     /// already written.
     ///
+    /// The caller asks only to make room in full RAM, or to empty it.
+    ///
     /// It MUST NOT remove the page: `remove` follows when the demotion happened. It MUST
     /// return `None` only if no tracked page is evictable, and MUST take time in
     /// proportion to the number of non-evictable pages skipped (amortised over calls).
@@ -77,18 +94,34 @@ pub trait Policy: Send {
 #[non_exhaustive]
 pub enum PolicyKind {
     /// Least recently used leaves first.
-    #[default]
     Lru,
+    /// Least frequently used leaves first; counts age.
+    Lfu,
+    /// Three queues, first in first out.
+    S3Fifo,
+    /// Admission by approximate frequency.
+    WTinyLfu,
+    /// Admission by the interval between reads.
+    Lirs,
+    /// W-TinyLFU's regions with LIRS's admission.
+    #[default]
+    TinyLirs,
 }
 
 impl PolicyKind {
     /// Every kind, for tables and error messages.
-    pub const ALL: [Self; 1] = [Self::Lru];
+    pub const ALL: [Self; 6] =
+        [Self::Lru, Self::Lfu, Self::S3Fifo, Self::WTinyLfu, Self::Lirs, Self::TinyLirs];
 
     /// The name that users write.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lru => "lru",
+            Self::Lfu => "lfu",
+            Self::S3Fifo => "s3-fifo",
+            Self::WTinyLfu => "w-tinylfu",
+            Self::Lirs => "lirs",
+            Self::TinyLirs => "tiny-lirs",
         }
     }
 }
@@ -113,9 +146,15 @@ impl FromStr for PolicyKind {
 /// A policy for about `capacity_hint_pages` resident pages.
 ///
 /// The hint sizes tables and histories and is no limit: a policy keeps what it is told
-/// to, and learns the true capacity from when victims are asked for.
+/// to, and learns the true capacity when a victim is first asked for. Where the limit of
+/// RAM is raised later, a new policy serves better than the old one.
 pub fn new_policy(kind: PolicyKind, capacity_hint_pages: usize) -> Box<dyn Policy> {
     match kind {
         PolicyKind::Lru => Box::new(Lru::new(capacity_hint_pages)),
+        PolicyKind::Lfu => Box::new(Lfu::new(capacity_hint_pages)),
+        PolicyKind::S3Fifo => Box::new(S3Fifo::new(capacity_hint_pages)),
+        PolicyKind::WTinyLfu => Box::new(WTinyLfu::new(capacity_hint_pages)),
+        PolicyKind::Lirs => Box::new(Lirs::new(capacity_hint_pages)),
+        PolicyKind::TinyLirs => Box::new(TinyLirs::new(capacity_hint_pages)),
     }
 }

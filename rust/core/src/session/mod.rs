@@ -120,6 +120,27 @@ impl SessionImage {
     }
 }
 
+/// What a listing shows of a session without reading its token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionHead {
+    /// Its name, as the user typed it.
+    pub name: String,
+    /// The model, for people.
+    pub model: String,
+    /// The model's fingerprint.
+    pub identity: Vec<u8>,
+    /// Settings that change values, by name.
+    pub settings: BTreeMap<String, String>,
+    /// Tokens in a page.
+    pub page_tokens: u32,
+    /// Geometry per layer.
+    pub layers: Vec<Option<LayerShape>>,
+    /// Tokens of each row.
+    pub row_tokens: Vec<u64>,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
 /// One sealed page of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionPage {
