@@ -21,15 +21,22 @@
 mod batch;
 mod exp;
 mod level;
+#[cfg(target_os = "linux")]
+mod openmp;
 mod parallel;
 mod plan;
+mod pool;
 mod running;
 mod scalar;
+mod simd;
 
 pub use batch::{BatchShape, Pages, attend_batch};
 pub use level::SimdLevel;
+#[cfg(target_os = "linux")]
+pub use openmp::OpenMp;
 pub use parallel::{Inline, Parallel};
 pub use plan::{Plan, Span};
+pub use pool::Pool;
 pub use running::{Mass, Running};
 
 use crate::dtype::DType;
@@ -142,8 +149,9 @@ pub fn attend_tile_at(
         }
         None => &mut empty,
     };
-    let _level = level.available();
-    scalar::attend(q, rows, tile, state, mass);
+    if !simd::attend(level.available(), q, rows, tile, state, mass) {
+        scalar::attend(q, rows, tile, state, mass);
+    }
 }
 
 /// Everything that the kernels rely on instead of checking again.
@@ -183,5 +191,7 @@ fn check(q: &[f32], rows: usize, tile: &Tile<'_>, state: &Running<'_>, mass: Opt
     }
 }
 
+#[cfg(test)]
+mod parallel_tests;
 #[cfg(test)]
 mod tests;
