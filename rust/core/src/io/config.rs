@@ -29,6 +29,12 @@ pub fn open_engine(kind: EngineKind) -> Arc<dyn IoEngine> {
     if kind == EngineKind::Inline {
         return Arc::new(InlineEngine);
     }
+    #[cfg(target_os = "linux")]
+    if kind != EngineKind::Pool
+        && let Ok(engine) = super::uring::UringEngine::new(super::uring::UringConfig::default())
+    {
+        return Arc::new(engine);
+    }
     match PoolEngine::new(PoolConfig::default()) {
         Ok(engine) => Arc::new(engine),
         Err(_) => Arc::new(InlineEngine),

@@ -19,6 +19,8 @@ mod mmap;
 pub(crate) mod names;
 mod platform;
 mod pool;
+#[cfg(target_os = "linux")]
+mod uring;
 
 use std::io;
 use std::sync::Arc;
@@ -29,6 +31,8 @@ pub use config::{Backend, EngineKind, IoConfig, open_engine};
 pub use directory::{Mode, OsDisk};
 pub use inline::InlineEngine;
 pub use pool::{PoolConfig, PoolEngine};
+#[cfg(target_os = "linux")]
+pub use uring::{UringConfig, UringEngine};
 
 /// Alignment of records, buffers and offsets, in bytes: the largest logical block size
 /// of the disks in use, and the page size of the machines we know.

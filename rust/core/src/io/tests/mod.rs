@@ -15,7 +15,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// Every engine that this system has.
 pub(super) fn engines() -> Vec<Arc<dyn IoEngine>> {
     let small = PoolConfig { num_readers: 3, num_writers: 2, queue_count_max: 4 };
-    vec![Arc::new(InlineEngine), Arc::new(PoolEngine::new(small).unwrap()), open_engine(EngineKind::Auto)]
+    let mut engines: Vec<Arc<dyn IoEngine>> = vec![
+        Arc::new(InlineEngine),
+        Arc::new(PoolEngine::new(small).unwrap()),
+        open_engine(EngineKind::Pool),
+    ];
+    // Containers may forbid it; then there is nothing to test.
+    #[cfg(target_os = "linux")]
+    for (depth, queue_count_max) in [(64, 1024), (2, 3)] {
+        if let Ok(engine) = UringEngine::new(UringConfig { depth, queue_count_max }) {
+            engines.push(Arc::new(engine));
+        }
+    }
+    engines
 }
 
 pub(super) fn pattern(len_bytes: usize, seed: u64) -> AlignedBuf {
