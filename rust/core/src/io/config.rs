@@ -42,9 +42,30 @@ pub fn open_engine(kind: EngineKind) -> Arc<dyn IoEngine> {
 }
 
 /// The back end by the name that a user gives it.
+///
+/// `auto` is direct I/O, through io_uring where the kernel allows it. Measured on ext4
+/// with a cold page cache, while other work kept the processor busy, so a third more or
+/// less either way: batches of 32 random reads of 64 KiB, 96 KiB and 16 of 1 MiB (MB/s,
+/// median over three runs), then writes of 6 MiB with four in flight and a sync at the end
+/// (one run), and the processor's time for 3.4 GiB of reads.
+///
+/// | mode, engine       | 64 KiB | 96 KiB | 1 MiB | write | processor |
+/// |--------------------|-------:|-------:|------:|------:|----------:|
+/// | direct, io_uring   |    612 |    677 |   961 |  1345 |     1.1 s |
+/// | direct, threads    |    629 |    689 |   858 |  2255 |     1.3 s |
+/// | direct, one thread |    388 |    451 |   617 |  1629 |         - |
+/// | buffered, io_uring |    408 |    455 |   407 |   590 |     2.7 s |
+/// | buffered, threads  |    478 |    564 |   602 |   767 |     3.4 s |
+///
+/// Direct I/O costs less than half the processor's time, since nothing is copied, and leaves the
+/// page cache to others; the store has its own cache in RAM. io_uring and threads are
+/// level in throughput; a single 64 KiB read takes 124 µs through the ring and 181 µs
+/// through a thread. A mapping has no row: its pages stay in RAM while they are mapped, so
+/// it cannot be read cold twice. Where everything fits in RAM anyway it is the fastest
+/// (3635 MB/s at 64 KiB, against 2209 buffered).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// The fastest that is safe.
+    /// Direct, on the best engine that the system has.
     #[default]
     Auto,
     /// Past the page cache.

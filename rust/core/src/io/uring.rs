@@ -451,3 +451,35 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{ALIGN, AlignedBuf};
+
+    /// Short writes of every kind: inside a part, at its end, across several.
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let disk = crate::testing::MemoryDisk::new();
+        let open =
+            |name| crate::io::Disk::open(&disk, name, crate::io::Access::Create, crate::io::Usage::Pages);
+        let parts: Vec<Arc<dyn WriteBuf>> =
+            [1, 0, 2, 1].iter().map(|&pages| Arc::new(AlignedBuf::zeroed(pages * ALIGN)) as _).collect();
+        let starts: Vec<usize> = parts.iter().map(|part| part.bytes().as_ptr().addr()).collect();
+        let op = IoOp::Write { file: open("a").unwrap(), offset: 0, parts, done: Box::new(|_| {}) };
+        let mut flight = Flight::new(op, -1);
+        assert_eq!(flight.total, 4 * ALIGN);
+        let mut left = |count: usize| {
+            flight.advance(count);
+            let Body::Write { vectors, next, .. } = &flight.body else { panic!("a write became a read") };
+            let rest = vectors[*next..].iter().map(|vector| (vector.iov_base.addr(), vector.iov_len));
+            (flight.moved, rest.collect::<Vec<_>>())
+        };
+        // The empty part is never named.
+        let whole = [(starts[2], 2 * ALIGN), (starts[3], ALIGN)];
+        assert_eq!(left(100), (100, [&[(starts[0] + 100, ALIGN - 100)], &whole[..]].concat()));
+        assert_eq!(left(ALIGN - 100), (ALIGN, whole.to_vec()));
+        assert_eq!(left(2 * ALIGN + 7), (3 * ALIGN + 7, vec![(starts[3] + 7, ALIGN - 7)]));
+        assert_eq!(left(ALIGN - 7), (4 * ALIGN, Vec::new()));
+    }
+}

@@ -138,6 +138,35 @@ fn a_mapped_file_sees_what_is_written_after_it_was_mapped() {
     assert!(file.read_at(&mut far, u64::MAX - 2).is_err());
 }
 
+/// The process file system has no direct I/O and says so at `open`.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_refused_direct_open_becomes_a_buffered_one_and_is_reported() {
+    let disk = OsDisk::open("/proc/self", Mode::Direct).unwrap();
+    assert_eq!(disk.effective_mode(), Mode::Direct);
+    let file = disk.open("status", Access::Read, Usage::Pages).unwrap();
+    let mut start = [0; 5];
+    file.read_at(&mut start, 0).unwrap();
+    assert_eq!(&start, b"Name:");
+    assert_eq!(disk.effective_mode(), Mode::Buffered);
+    // Metadata never asks for it.
+    let disk = OsDisk::open("/proc/self", Mode::Direct).unwrap();
+    drop(disk.open("status", Access::Read, Usage::Metadata).unwrap());
+    assert_eq!(disk.effective_mode(), Mode::Direct);
+}
+
+#[test]
+fn back_ends_are_parsed_by_the_names_they_print() {
+    for backend in Backend::ALL {
+        assert_eq!(backend.to_string().parse::<Backend>().unwrap(), backend);
+    }
+    let error = "Direct".parse::<Backend>().unwrap_err().to_string();
+    assert!(error.contains("auto, direct, mmap, buffered"), "{error}");
+    assert_eq!(Backend::Mmap.config(), IoConfig { mode: Mode::Mmap, engine: EngineKind::Pool });
+    assert_eq!(open_engine(EngineKind::Pool).name(), "pread");
+    assert_eq!(open_engine(EngineKind::Inline).name(), "inline");
+}
+
 #[cfg(unix)]
 mod unix {
     use std::os::unix::fs::{PermissionsExt, symlink};

@@ -108,6 +108,40 @@ fn a_write_of_more_parts_than_the_kernel_takes_at_once() {
     }
 }
 
+/// Memory that starts one byte after a boundary.
+struct Shifted(Vec<u8>);
+
+impl ReadBuf for Shifted {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let lead = (ALIGN + 1 - self.0.as_ptr().addr() % ALIGN) % ALIGN;
+        &mut self.0[lead..lead + ALIGN]
+    }
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
+    }
+}
+
+/// The kernel refuses such a transfer on a direct file; the file's own methods do not.
+#[test]
+fn a_misaligned_read_still_arrives() {
+    for engine in engines() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = OsDisk::open(directory.path(), Mode::Direct).unwrap();
+        let file = disk.open("pages", Access::Create, Usage::Pages).unwrap();
+        let bytes = pattern(4 * ALIGN, 5);
+        file.write_at(&[&bytes], 0).unwrap();
+        for offset in [0, ALIGN, 512 + 1] {
+            let (sender, receiver) = channel();
+            let done: ReadDone = Box::new(move |buf, outcome| sender.send((buf, outcome)).unwrap());
+            let buf = Box::new(Shifted(vec![0; 2 * ALIGN]));
+            engine.submit(vec![IoOp::Read { file: Arc::clone(&file), offset: offset as u64, buf, done }]);
+            let (mut buf, outcome) = receiver.recv_timeout(PATIENCE).unwrap();
+            outcome.unwrap();
+            assert!(buf.bytes_mut() == &bytes[offset..offset + ALIGN], "{} at {offset}", engine.name());
+        }
+    }
+}
+
 #[test]
 fn a_short_file_is_unexpected_eof_and_the_buffer_comes_back() {
     for engine in engines() {

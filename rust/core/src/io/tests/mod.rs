@@ -2,6 +2,8 @@
 
 mod directory;
 mod engines;
+#[cfg(target_os = "linux")]
+mod fork;
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, PoisonError};
