@@ -12,6 +12,7 @@ pub mod interrupt;
 pub mod io;
 pub mod key;
 pub mod policy;
+pub mod recovery;
 pub mod session;
 pub mod store;
 pub mod sync;

@@ -1,0 +1,199 @@
+//! The store as its callers see it, over a disk in memory and over the real one.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::io::EngineKind;
+use crate::session::{LayerShape, RowImage, SessionImage};
+use crate::testing::MemoryDisk;
+
+const PAGE: usize = 8192;
+
+fn config(ram_pages: u64) -> StoreConfig {
+    StoreConfig { free_floor_bytes: 0, ..StoreConfig::in_memory((ram_pages * PAGE as u64).max(1 << 16)) }
+}
+
+fn open(disk: &MemoryDisk, ram_pages: u64) -> Store {
+    Store::open_on(&config(ram_pages), Arc::new(disk.clone()), open_engine(EngineKind::Pool)).unwrap()
+}
+
+fn key(number: u64) -> PageKey {
+    let mut bytes = [7; 16];
+    bytes[..8].copy_from_slice(&number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    bytes[8..].copy_from_slice(&number.to_le_bytes());
+    PageKey(bytes)
+}
+
+fn put(store: &Store, number: u64, lifetime: Lifetime) {
+    let mut page = store.allocate(PAGE).unwrap();
+    page.fill(number as u8);
+    store.seal(key(number), page, lifetime).unwrap();
+}
+
+fn get(store: &Store, number: u64) -> Option<Vec<u8>> {
+    store.request(&[key(number)]).wait().unwrap().remove(0).map(|page| page.to_vec())
+}
+
+fn check(store: &Store, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        assert_eq!(get(store, number), Some(vec![number as u8; PAGE]), "page {number}");
+    }
+}
+
+#[test]
+fn pages_beyond_ram_come_back_from_disk() {
+    for lifetime in [Lifetime::Durable, Lifetime::Private] {
+        let disk = MemoryDisk::new();
+        let store = open(&disk, 16);
+        for number in 0..200 {
+            put(&store, number, lifetime);
+        }
+        check(&store, 0..200);
+        check(&store, 0..200);
+        let stats = store.stats();
+        assert!(stats.ram_used_bytes <= stats.ram_limit_bytes);
+        assert!(stats.counters.reads > 0);
+        assert_eq!(stats.counters.corrupt_pages, 0);
+    }
+}
+
+#[test]
+fn a_full_ram_limit_without_a_directory_is_an_error() {
+    let store = Store::open(&config(16)).unwrap();
+    for number in 0..16 {
+        put(&store, number, Lifetime::Private);
+    }
+    let error = store.allocate(PAGE).err().unwrap();
+    assert!(matches!(error, Error::RamFull { .. }), "{error}");
+    store.release(&[key(3)]);
+    store.allocate(PAGE).unwrap();
+    assert_eq!(get(&store, 3), None);
+}
+
+#[test]
+fn durable_pages_survive_a_reopening_and_private_ones_do_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = StoreConfig { free_floor_bytes: 0, ..StoreConfig::on_disk(1 << 20, directory.path()) };
+    let store = Store::open(&config).unwrap();
+    for number in 0..300 {
+        put(&store, number, if number % 3 == 0 { Lifetime::Private } else { Lifetime::Durable });
+    }
+    store.flush().unwrap();
+    drop(store);
+    let store = Store::open(&config).unwrap();
+    assert_eq!(store.recovery_report(), [] as [String; 0]);
+    for number in 0..300 {
+        let expected = (number % 3 != 0).then(|| vec![number as u8; PAGE]);
+        assert_eq!(get(&store, number), expected, "page {number}");
+    }
+}
+
+#[test]
+fn a_second_writer_is_refused_and_a_reader_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = StoreConfig { free_floor_bytes: 0, ..StoreConfig::on_disk(1 << 20, directory.path()) };
+    let store = Store::open(&config).unwrap();
+    put(&store, 1, Lifetime::Durable);
+    store.flush().unwrap();
+    assert!(matches!(Store::open(&config), Err(Error::Locked { .. })));
+    let reader = Store::open(&StoreConfig { read_only: true, ..config.clone() }).unwrap();
+    check(&reader, 1..2);
+    assert!(matches!(reader.gc(), Err(Error::ReadOnly { .. })));
+    drop(store);
+    Store::open(&config).unwrap();
+}
+
+fn image(name: &str, tokens: std::ops::Range<u32>) -> SessionImage {
+    let shape = LayerShape { kv_heads: 1, key_dim: 16, value_dim: 16, dtype: crate::dtype::DType::F32 };
+    SessionImage {
+        name: name.into(),
+        model: "tiny".into(),
+        identity: b"tiny".to_vec(),
+        settings: std::collections::BTreeMap::new(),
+        page_tokens: 64,
+        layers: vec![Some(shape)],
+        rows: vec![RowImage { tokens: tokens.collect(), ..RowImage::default() }],
+        extra: Vec::new(),
+        created: 1,
+    }
+}
+
+/// Seals and saves a session of as many pages as its tokens fill.
+fn save(store: &Store, image: &SessionImage) {
+    let pages = image.page_keys();
+    for page in &pages {
+        let mut body = store.allocate(page.bytes).unwrap();
+        body.fill(page.key.0[0]);
+        store.seal(page.key, body, Lifetime::Durable).unwrap();
+    }
+    store.flush().unwrap();
+    store.save_session(image).unwrap();
+    store.release(&pages.iter().map(|page| page.key).collect::<Vec<_>>());
+}
+
+fn is_whole(store: &Store, image: &SessionImage) -> bool {
+    image.page_keys().iter().all(|page| {
+        let found = store.request(&[page.key]).wait().unwrap().remove(0);
+        found.is_some_and(|body| body.iter().all(|byte| *byte == page.key.0[0]))
+    })
+}
+
+#[test]
+fn sessions_share_pages_and_gc_takes_only_what_none_uses() {
+    let disk = MemoryDisk::new();
+    let store = open(&disk, 64);
+    let (long, short) = (image("long", 0..6400), image("short", 0..3200));
+    save(&store, &long);
+    save(&store, &short);
+    let infos = store.sessions().unwrap();
+    assert_eq!(infos.len(), 2);
+    assert_eq!(infos.iter().map(|info| info.shared_bytes).collect::<Vec<_>>(), [50 * PAGE as u64; 2]);
+    store.fork_session("short", "twin").unwrap();
+    assert!(store.fork_session("short", "twin").is_err());
+    store.remove_session("long").unwrap();
+    assert!(matches!(store.load_session("long"), Err(Error::NotFound { .. })));
+    let freed = store.gc().unwrap();
+    assert_eq!(freed.pages, 50);
+    assert!(freed.bytes >= 50 * PAGE as u64, "{freed:?}");
+    assert!(is_whole(&store, &store.load_session("short").unwrap()));
+    let verification = store.verify(None).unwrap();
+    assert_eq!((verification.pages, verification.corrupt, verification.missing), (50, 0, 0));
+    drop(store);
+    let store = open(&disk, 64);
+    assert!(is_whole(&store, &store.load_session("twin").unwrap()));
+}
+
+#[test]
+fn the_disk_limit_evicts_the_longest_unused_session_first() {
+    let disk = MemoryDisk::new();
+    let limit = 3 << 20;
+    let config = StoreConfig { disk_limit_bytes: Some(limit), ..config(64) };
+    let store = Store::open_on(&config, Arc::new(disk.clone()), open_engine(EngineKind::Pool)).unwrap();
+    let images: Vec<_> = (0..6).map(|n| image(&format!("s{n}"), n * 100_000..n * 100_000 + 6400)).collect();
+    for image in &images {
+        save(&store, image);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(store.stats().disk_used_bytes <= limit);
+    }
+    let names: Vec<_> = store.sessions().unwrap().into_iter().map(|info| info.head.name).collect();
+    assert!(names.contains(&"s5".to_owned()) && !names.contains(&"s0".to_owned()), "{names:?}");
+    for name in &names {
+        assert!(is_whole(&store, &store.load_session(name).unwrap()), "{name}");
+    }
+    assert_eq!(store.stats().counters.evicted_sessions, 6 - names.len() as u64);
+    // One session alone that can't fit is an error that says so, and what is there stays.
+    let huge = image("huge", 0..64 * 1000);
+    let mut failure = None;
+    for page in huge.page_keys() {
+        match store.allocate(page.bytes) {
+            Ok(body) => store.seal(page.key, body, Lifetime::Durable).unwrap(),
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
+    }
+    let failure = failure.or_else(|| store.flush().err()).unwrap();
+    assert!(matches!(failure, Error::DiskFull { .. }), "{failure}");
+    assert!(store.stats().disk_used_bytes <= limit);
+}

@@ -1,0 +1,288 @@
+//! The cold tier's files: which segments there are, where the next group goes, and which
+//! bytes are known to be durable. Pure bookkeeping over a [`Disk`]; the store decides
+//! what is written when, and an engine moves the bytes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use crate::format::{GroupHeader, PageEntry, SEGMENT_HEADER_BYTES, SegmentHeader, Trailer, encode_contents};
+use crate::io::{Access, AlignedBuf, Disk, DiskFile, Usage};
+
+/// Directory of the segment files.
+pub const SEGMENTS_DIR: &str = "segments";
+
+/// Where one page lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Number of its segment.
+    pub segment: u64,
+    /// Its place there.
+    pub entry: PageEntry,
+    /// False for a page that a crash may have torn: it counts as stored only once it was
+    /// read back whole.
+    pub verified: bool,
+}
+
+/// One segment file.
+pub struct Segment {
+    /// The open file.
+    pub file: Arc<dyn DiskFile>,
+    /// Deleted when the store closes.
+    pub temporary: bool,
+    /// Bytes that are written or promised to a writer.
+    pub len: u64,
+    /// Everything before this offset is durable.
+    pub durable_until: u64,
+    /// No group is added any more.
+    pub finished: bool,
+    /// Groups on their way to the file.
+    pub writes: u32,
+    /// Pages of the segment that the store's index points to.
+    pub live_pages: u64,
+    /// Bytes of those, padded.
+    pub live_bytes: u64,
+    /// What the table of contents will list; empty once finished.
+    pub entries: Vec<PageEntry>,
+}
+
+/// A place for one group.
+pub struct Placement {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Its file.
+    pub file: Arc<dyn DiskFile>,
+    /// The header, its entries' blocks filled in.
+    pub header: GroupHeader,
+}
+
+/// All segments of a directory.
+pub struct Segments {
+    disk: Arc<dyn Disk>,
+    files: BTreeMap<u64, Segment>,
+    active: [Option<u64>; 2],
+    next_id: u64,
+    segment_bytes: u64,
+    total_bytes: u64,
+}
+
+/// Path of a segment.
+pub fn segment_name(id: u64) -> String {
+    format!("{SEGMENTS_DIR}/{id:016x}.seg")
+}
+
+/// The number in a segment's file name.
+pub fn segment_id(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(SEGMENTS_DIR)?.strip_prefix('/')?.strip_suffix(".seg")?;
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
+}
+
+impl Segments {
+    /// No segments yet; new ones grow to about `segment_bytes` and are numbered from `next_id`.
+    pub fn new(disk: Arc<dyn Disk>, segment_bytes: u64, next_id: u64) -> Self {
+        Self { disk, files: BTreeMap::new(), active: [None; 2], next_id, segment_bytes, total_bytes: 0 }
+    }
+
+    /// Keeps a number from being given to a new segment.
+    pub fn reserve_id(&mut self, id: u64) {
+        self.next_id = self.next_id.max(id.saturating_add(1));
+    }
+
+    /// Adds a segment that recovery found. It takes no more groups.
+    pub fn adopt(&mut self, id: u64, file: Arc<dyn DiskFile>, len: u64) {
+        self.total_bytes += len;
+        self.reserve_id(id);
+        let segment = Segment {
+            file,
+            temporary: false,
+            len,
+            durable_until: len,
+            finished: true,
+            writes: 0,
+            live_pages: 0,
+            live_bytes: 0,
+            entries: Vec::new(),
+        };
+        self.files.insert(id, segment);
+    }
+
+    /// Bytes of all segment files.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// A segment by number.
+    pub fn get(&self, id: u64) -> Option<&Segment> {
+        self.files.get(&id)
+    }
+
+    /// A segment by number, to account for it.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut Segment> {
+        self.files.get_mut(&id)
+    }
+
+    /// The index points to one page more of a segment, or one fewer.
+    pub fn count_page(&mut self, location: &Location, more: bool) {
+        let Some(segment) = self.files.get_mut(&location.segment) else { return };
+        let bytes = location.entry.padded_len();
+        if more {
+            segment.live_pages += 1;
+            segment.live_bytes += bytes;
+        } else {
+            segment.live_pages -= 1;
+            segment.live_bytes -= bytes;
+        }
+    }
+
+    /// All segments by number.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Segment)> {
+        self.files.iter().map(|(id, segment)| (*id, segment))
+    }
+
+    /// Bytes that a group of `pages` (their padded lengths) adds, with a new segment's header if it needs one.
+    pub fn group_bytes(&self, padded_lens: impl ExactSizeIterator<Item = u64>) -> u64 {
+        let header = GroupHeader::encoded_len(padded_lens.len()) as u64;
+        header + padded_lens.sum::<u64>() + SEGMENT_HEADER_BYTES as u64
+    }
+
+    /// Reserves the place for a group; `entries` have no blocks yet. Starts a new segment where needed.
+    ///
+    /// # Errors
+    /// What the file system says to creating a segment.
+    pub fn place(&mut self, temporary: bool, mut entries: Vec<PageEntry>) -> io::Result<Placement> {
+        let id = self.writable(temporary)?;
+        let Some(segment) = self.files.get_mut(&id) else {
+            return Err(io::Error::other("the active segment vanished"));
+        };
+        let offset = segment.len;
+        let mut at = offset + GroupHeader::encoded_len(entries.len()) as u64;
+        let bodies = at;
+        for entry in &mut entries {
+            entry.block = u32::try_from(at / crate::io::ALIGN as u64)
+                .map_err(|_| io::Error::other("a segment outgrew its 16 TiB"))?;
+            at += entry.padded_len();
+        }
+        let durable_until = segment.durable_until;
+        let header = GroupHeader { segment: id, offset, durable_until, body_bytes: at - bodies, entries };
+        self.total_bytes += at - segment.len;
+        segment.len = at;
+        segment.writes += 1;
+        Ok(Placement { segment: id, file: segment.file.clone(), header })
+    }
+
+    /// The active segment, or a new one when there is none or it is full.
+    fn writable(&mut self, temporary: bool) -> io::Result<u64> {
+        let slot = usize::from(temporary);
+        if let Some(id) = self.active[slot] {
+            match self.files.get(&id) {
+                Some(segment) if segment.len < self.segment_bytes && !segment.finished => return Ok(id),
+                _ => self.active[slot] = None,
+            }
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        let file = self.disk.open(&segment_name(id), Access::Create, Usage::Pages)?;
+        file.write_at(&[&AlignedBuf::padded(&SegmentHeader { id, temporary }.encode())], 0)?;
+        self.total_bytes += SEGMENT_HEADER_BYTES as u64;
+        let segment = Segment {
+            file,
+            temporary,
+            len: SEGMENT_HEADER_BYTES as u64,
+            durable_until: 0,
+            finished: false,
+            writes: 0,
+            live_pages: 0,
+            live_bytes: 0,
+            entries: Vec::new(),
+        };
+        self.files.insert(id, segment);
+        self.active[slot] = Some(id);
+        Ok(id)
+    }
+
+    /// No group is added to the segment any more.
+    pub fn finish(&mut self, id: u64) {
+        if let Some(segment) = self.files.get_mut(&id) {
+            segment.finished = true;
+        }
+    }
+
+    /// A write ended: well, or so that nothing more may be appended behind it.
+    pub fn wrote(&mut self, header: &GroupHeader, well: bool) {
+        let Some(segment) = self.files.get_mut(&header.segment) else { return };
+        segment.writes -= 1;
+        if well {
+            segment.entries.extend_from_slice(&header.entries);
+        } else {
+            segment.finished = true;
+        }
+    }
+
+    /// Segments that no write is under way to and that have bytes to be made durable.
+    pub fn unsynced(&self) -> Vec<(u64, Arc<dyn DiskFile>, u64)> {
+        self.files
+            .iter()
+            .filter(|(_, segment)| !segment.temporary && segment.durable_until < segment.len)
+            .map(|(id, segment)| (*id, segment.file.clone(), segment.len))
+            .collect()
+    }
+
+    /// Full segments whose table of contents is not written yet, with that table.
+    pub fn unfinished_full(&mut self, all: bool) -> Vec<Closing> {
+        let full = |segment: &Segment| {
+            let active = !segment.temporary && !segment.finished && segment.writes == 0;
+            active && !segment.entries.is_empty() && (all || segment.len >= self.segment_bytes)
+        };
+        let ids: Vec<u64> =
+            self.files.iter().filter(|(_, segment)| full(segment)).map(|(id, _)| *id).collect();
+        ids.into_iter().filter_map(|id| self.close(id)).collect()
+    }
+
+    fn close(&mut self, id: u64) -> Option<Closing> {
+        let segment = self.files.get_mut(&id)?;
+        segment.finished = true;
+        let contents = encode_contents(&segment.entries);
+        let trailer = Trailer {
+            segment: id,
+            contents_offset: segment.len,
+            num_entries: segment.entries.len() as u64,
+            contents_crc: contents.crc,
+        };
+        segment.entries = Vec::new();
+        let mut tail = contents.bytes;
+        tail.extend_from_slice(&trailer.encode());
+        let offset = segment.len;
+        segment.len += tail.len() as u64;
+        self.total_bytes += tail.len() as u64;
+        Some(Closing { file: segment.file.clone(), offset, tail: AlignedBuf::padded(&tail) })
+    }
+
+    /// Takes a segment out; its file is then the caller's to delete.
+    pub fn take(&mut self, id: u64) -> Option<Segment> {
+        let segment = self.files.remove(&id)?;
+        self.total_bytes -= segment.len;
+        for active in &mut self.active {
+            if *active == Some(id) {
+                *active = None;
+            }
+        }
+        Some(segment)
+    }
+}
+
+/// The table of contents of a segment that takes no more groups.
+pub struct Closing {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+    tail: AlignedBuf,
+}
+
+impl Closing {
+    /// Writes it. Losing it costs a scan of the group headers, nothing else.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self) -> io::Result<()> {
+        self.file.write_at(&[&self.tail], self.offset)
+    }
+}
