@@ -1,0 +1,87 @@
+"""Measures the published figures and writes `results/figures.json`.
+
+python -m benches.figures              every figure, each in a process of its own
+python -m benches.figures KEY ...      some of them
+python -m benches.figures --list       their keys, targets and last values
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benches.harness import FIGURES, FIGURES_FILE, Figure, record
+
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
+
+
+def load() -> dict[str, Figure]:
+    """Imports every module that registers figures."""
+    for module in MODULES:
+        importlib.import_module(f"benches.{module}")
+    return FIGURES
+
+
+def measure(key: str) -> bool:
+    """Measures one figure in this process, records and prints it; whether it holds."""
+    start = time.perf_counter()
+    one = FIGURES[key]
+    entry = record(one, one.measure(), time.perf_counter() - start)
+    low, high = entry["spread"]
+    verdict = "holds" if entry["holds"] else "FALLS SHORT"
+    print(
+        f"{key}: {entry['value']:.4g} {one.unit} ({low:.4g} to {high:.4g}), asked {entry['target']}: {verdict}",
+        flush=True,
+    )
+    return bool(entry["holds"])
+
+
+def measure_all(keys: list[str]) -> int:
+    """Measures each figure in its own process, so that none inherits another's memory."""
+    failed = []
+    for number, key in enumerate(keys):
+        bar = "#" * number + "." * (len(keys) - number)
+        print(f"[{bar}] {number}/{len(keys)} {FIGURES[key].title}", file=sys.stderr, flush=True)
+        done = subprocess.run([sys.executable, "-m", "benches.figures", "--here", key], check=False)
+        if done.returncode:
+            failed.append(key)
+    print(f"[{'#' * len(keys)}] {len(keys)}/{len(keys)}", file=sys.stderr)
+    if failed:
+        print("short of the target, or not measured: " + ", ".join(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def show() -> None:
+    known = json.loads(FIGURES_FILE.read_text()) if FIGURES_FILE.exists() else {}
+    for key, one in sorted(FIGURES.items()):
+        last = f"{known[key]['value']:.4g} {one.unit}" if key in known else "not measured yet"
+        asked = ("at most" if one.at_most else "at least") + f" {one.target:g}"
+        print(f"{key:32} {asked:16} {last:20} {one.title}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="measure the published figures")
+    parser.add_argument("keys", nargs="*", metavar="KEY")
+    parser.add_argument("--list", action="store_true", help="show the figures and their last values")
+    parser.add_argument("--here", action="store_true", help="measure in this process")
+    args = parser.parse_args()
+    load()
+    unknown = [key for key in args.keys if key not in FIGURES]
+    if unknown:
+        parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(sorted(FIGURES))}")
+    if args.list:
+        show()
+        return 0
+    keys = args.keys or list(FIGURES)
+    if args.here:
+        return 0 if all([measure(key) for key in keys]) else 1
+    return measure_all(keys)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

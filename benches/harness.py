@@ -1,0 +1,127 @@
+"""What a measured number is, and what is recorded with it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FIGURES_FILE = RESULTS / "figures.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Samples of one figure, all taken in one run; their median is its value."""
+
+    samples: list[float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.samples)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that the project publishes.
+
+    `target` is what is asked of it: at least, or with `at_most` at most. `limit` says what the
+    hardware allows, so that the distance to it can be seen.
+    """
+
+    key: str
+    title: str
+    unit: str
+    target: float
+    at_most: bool
+    peer: str
+    limit: str
+    measure: Callable[[], Result]
+
+    def holds(self, value: float) -> bool:
+        return value <= self.target if self.at_most else value >= self.target
+
+
+FIGURES: dict[str, Figure] = {}
+
+
+def figure(
+    key: str, title: str, *, unit: str, target: float, peer: str, limit: str, at_most: bool = False
+) -> Callable[[Callable[[], Result]], Callable[[], Result]]:
+    """Registers the function that measures a figure."""
+
+    def register(measure: Callable[[], Result]) -> Callable[[], Result]:
+        FIGURES[key] = Figure(key, title, unit, target, at_most, peer, limit, measure)
+        return measure
+
+    return register
+
+
+def record(one: Figure, result: Result, seconds: float) -> dict[str, Any]:
+    """Writes a result into the file of figures, and gives what was written."""
+    entry = {
+        "title": one.title,
+        "value": round(result.value, 6),
+        "unit": one.unit,
+        "target": ("at most " if one.at_most else "at least ") + f"{one.target:g}",
+        "holds": one.holds(result.value),
+        "spread": [round(min(result.samples), 6), round(max(result.samples), 6)],
+        "samples": [round(sample, 6) for sample in result.samples],
+        "peer": one.peer,
+        "limit": one.limit,
+        "command": f"make figures KEY={one.key}",
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seconds": round(seconds, 1),
+        **({"details": result.details} if result.details else {}),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    known = json.loads(FIGURES_FILE.read_text()) if FIGURES_FILE.exists() else {}
+    known[one.key] = entry
+    beside = FIGURES_FILE.with_suffix(".tmp")
+    beside.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
+    beside.replace(FIGURES_FILE)
+    return entry
+
+
+def commit() -> str:
+    """The commit measured, marked where the tree differs from it."""
+    root = Path(__file__).parent.parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benches/results"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def hardware() -> str:
+    """Processor, cores, memory: what a reader needs to compare."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if hasattr(os, "sysconf") else 0
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release().split('-')[0]}"
+
+
+def versions() -> str:
+    names = ("stratakv", "torch", "transformers")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
