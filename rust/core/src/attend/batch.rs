@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{Parallel, Plan, Running, Tile, attend_tile};
+use super::{Parallel, Plan, Running, SimdLevel, Tile, attend_tile_at};
 use crate::dtype::DType;
 
 /// Shape of one decode step.
@@ -68,15 +68,22 @@ pub fn attend_batch(
             Mutex::new(own)
         })
         .collect();
+    let level = SimdLevel::detect();
     parallel.run(plan.num_parts(), &|part| {
         let mut states = states[part].lock().unwrap_or_else(PoisonError::into_inner);
-        for (span, buffer) in plan.spans()[plan.part(part)].iter().zip(states.chunks_exact_mut(state_len)) {
+        let spans = &plan.spans()[plan.part(part)];
+        let mut tiles = spans
+            .iter()
+            .flat_map(|span| span.pages.clone().map(|page| pages.tile(span.sequence, span.head, page)))
+            .peekable();
+        for (span, buffer) in spans.iter().zip(states.chunks_exact_mut(state_len)) {
             let pair = span.sequence * kv_heads + span.head;
             let q = &q[pair * rows * dk..(pair + 1) * rows * dk];
             let mut state = Running::in_buffer(buffer, rows, dv);
             state.reset();
-            for page in span.pages.clone() {
-                attend_tile(q, rows, &pages.tile(span.sequence, span.head, page), &mut state, None);
+            for _ in 0..span.pages.len() {
+                let Some(tile) = tiles.next() else { break };
+                attend_tile_at(level, q, rows, &tile, tiles.peek(), &mut state, None);
             }
         }
     });

@@ -123,11 +123,11 @@ pub fn attend_tile(
     state: &mut Running<'_>,
     mass: Option<&mut Mass<'_>>,
 ) {
-    attend_tile_at(SimdLevel::detect(), q, rows, tile, state, mass);
+    attend_tile_at(SimdLevel::detect(), q, rows, tile, None, state, mass);
 }
 
 /// [`attend_tile`] with the instructions of `level`, or of the best one below it that the
-/// machine has: for tests and benches.
+/// machine has, while the memory of `next`, the tile to follow, is already asked for.
 ///
 /// # Panics
 /// As [`attend_tile`].
@@ -136,6 +136,7 @@ pub fn attend_tile_at(
     q: &[f32],
     rows: usize,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     state: &mut Running<'_>,
     mass: Option<&mut Mass<'_>>,
 ) {
@@ -149,7 +150,7 @@ pub fn attend_tile_at(
         }
         None => &mut empty,
     };
-    if !simd::attend(level.available(), q, rows, tile, state, mass) {
+    if !simd::attend(level.available(), q, rows, tile, next, state, mass) {
         scalar::attend(q, rows, tile, state, mass);
     }
 }

@@ -151,7 +151,7 @@ fn run(level: SimdLevel, case: &Case, inputs: &Inputs) -> Vec<f32> {
     let mut state = Running::in_buffer(&mut buffer, case.rows, case.dv);
     state.reset();
     for_each_tile(case, inputs, |tile| {
-        attend_tile_at(level, &inputs.q, case.rows, &tile, &mut state, None);
+        attend_tile_at(level, &inputs.q, case.rows, &tile, None, &mut state, None);
     });
     finish(&state)
 }
@@ -219,7 +219,7 @@ proptest! {
             for_each_tile(&case, &inputs, |tile| {
                 let (mut reference, mut sum) = (vec![f32::NAN; case.rows], vec![f32::NAN; case.rows]);
                 let mut mass = Mass { reference: &mut reference, sum: &mut sum };
-                attend_tile_at(level, &inputs.q, case.rows, &tile, &mut state, Some(&mut mass));
+                attend_tile_at(level, &inputs.q, case.rows, &tile, None, &mut state, Some(&mut mass));
                 masses.push((reference, sum));
             });
             for row in 0..case.rows {

@@ -28,16 +28,17 @@ pub(super) fn attend(
     q: &[f32],
     rows: usize,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     state: &mut Running<'_>,
     mass: &mut Mass<'_>,
 ) -> bool {
     match level {
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx512 => x86::avx512(q, rows, tile, state, mass),
+        SimdLevel::Avx512 => x86::avx512(q, rows, tile, next, state, mass),
         #[cfg(target_arch = "x86_64")]
-        SimdLevel::Avx2 => x86::avx2(q, rows, tile, state, mass),
+        SimdLevel::Avx2 => x86::avx2(q, rows, tile, next, state, mass),
         #[cfg(target_arch = "aarch64")]
-        SimdLevel::Neon => neon::neon(q, rows, tile, state, mass),
+        SimdLevel::Neon => neon::neon(q, rows, tile, next, state, mass),
         _ => false,
     }
 }
@@ -62,6 +63,8 @@ trait Simd: Copy {
     fn scale(self, a: Self::Floats, n: Self::Floats) -> Self::Floats;
     fn reduce_add(self, a: Self::Floats) -> f32;
     fn reduce_max(self, a: Self::Floats) -> f32;
+    /// Asks for the cache line of `at`, which may be any address.
+    fn prefetch(self, at: *const u8);
 
     /// # Safety
     /// `at` is valid for reads of `LANES` floats; any alignment.

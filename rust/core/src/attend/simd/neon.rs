@@ -28,11 +28,12 @@ pub(super) fn neon(
     q: &[f32],
     rows: usize,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     state: &mut Running<'_>,
     mass: &mut Mass<'_>,
 ) -> bool {
     let Some(simd) = Neon::new() else { return false };
-    kernel::attend(simd, q, rows, tile, state, mass);
+    kernel::attend(simd, q, rows, tile, next, state, mass);
     true
 }
 
@@ -90,6 +91,10 @@ impl Simd for Neon {
     #[inline(always)]
     fn reduce_max(self, a: float32x4_t) -> f32 {
         vector!(vmaxvq_f32(a))
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {
+        // Not offered by stable Rust.
     }
     #[inline(always)]
     unsafe fn load_f32(self, at: *const u8) -> float32x4_t {

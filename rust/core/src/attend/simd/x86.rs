@@ -1,16 +1,17 @@
 //! The vector operations of x86-64: AVX2 with FMA and F16C, and AVX-512.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps, _mm_max_ss,
-    _mm_movehdup_ps, _mm_movehl_ps, _mm_storeu_ps, _mm256_add_epi32, _mm256_add_ps, _mm256_castpd_ps,
-    _mm256_castps_pd, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_max_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_srai_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
-    _mm256_unpacklo_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_slli_epi32,
-    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m256, __m256i, __m512, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
+    _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_max_ps, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
+    _mm256_srai_epi32, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_unpackhi_pd, _mm256_unpackhi_ps,
+    _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd,
+    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_scalef_ps,
+    _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use super::super::{Mass, Running, SimdLevel, Tile};
@@ -30,6 +31,7 @@ pub(super) fn avx512(
     q: &[f32],
     rows: usize,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     state: &mut Running<'_>,
     mass: &mut Mass<'_>,
 ) -> bool {
@@ -39,14 +41,15 @@ pub(super) fn avx512(
         q: &[f32],
         rows: usize,
         tile: &Tile<'_>,
+        next: Option<&Tile<'_>>,
         state: &mut Running<'_>,
         mass: &mut Mass<'_>,
     ) {
-        kernel::attend(simd, q, rows, tile, state, mass);
+        kernel::attend(simd, q, rows, tile, next, state, mass);
     }
     let Some(simd) = Avx512::new() else { return false };
     // SAFETY: the witness says that the instructions are there.
-    unsafe { enabled(simd, q, rows, tile, state, mass) };
+    unsafe { enabled(simd, q, rows, tile, next, state, mass) };
     true
 }
 
@@ -55,6 +58,7 @@ pub(super) fn avx2(
     q: &[f32],
     rows: usize,
     tile: &Tile<'_>,
+    next: Option<&Tile<'_>>,
     state: &mut Running<'_>,
     mass: &mut Mass<'_>,
 ) -> bool {
@@ -64,14 +68,15 @@ pub(super) fn avx2(
         q: &[f32],
         rows: usize,
         tile: &Tile<'_>,
+        next: Option<&Tile<'_>>,
         state: &mut Running<'_>,
         mass: &mut Mass<'_>,
     ) {
-        kernel::attend(simd, q, rows, tile, state, mass);
+        kernel::attend(simd, q, rows, tile, next, state, mass);
     }
     let Some(simd) = Avx2::new() else { return false };
     // SAFETY: the witness says that the instructions are there.
-    unsafe { enabled(simd, q, rows, tile, state, mass) };
+    unsafe { enabled(simd, q, rows, tile, next, state, mass) };
     true
 }
 
@@ -123,6 +128,10 @@ impl Simd for Avx512 {
     fn reduce_max(self, a: __m512) -> f32 {
         let half = vector!(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)));
         vector!(reduce_max_256(half))
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
     }
     #[inline(always)]
     unsafe fn load_f32(self, at: *const u8) -> __m512 {
@@ -204,6 +213,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn reduce_max(self, a: __m256) -> f32 {
         vector!(reduce_max_256(a))
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
     }
     #[inline(always)]
     unsafe fn load_f32(self, at: *const u8) -> __m256 {
