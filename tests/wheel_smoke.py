@@ -16,7 +16,9 @@ with tempfile.TemporaryDirectory() as directory:
     cache.append(0, keys, values)
     query, out = torch.randn(1, 4, 1, 64), torch.empty(1, 4, 1, 64)
     cache.attend(0, query, out, 0.125)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, scale=0.125, enable_gqa=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, scale=0.125, enable_gqa=True
+    )
     torch.testing.assert_close(out, expected)
     cache.close()
     store.close()

@@ -1,0 +1,43 @@
+"""StrataKV: a tiered KV cache that gives any Hugging Face model a long memory.
+
+    import stratakv
+    cache = stratakv.TieredCache(model.config, ram="4GiB", disk="sessions/")
+    model.generate(**inputs, past_key_values=cache)
+
+Importing this module imports neither torch nor transformers; each public name brings what
+it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stratakv._native import __version__ as __version__
+    from stratakv.cache.store import Store as Store
+    from stratakv.errors import StrataError as StrataError
+    from stratakv.hf import TieredCache as TieredCache
+
+_HOMES = {
+    "TieredCache": "stratakv.hf",
+    "Store": "stratakv.cache.store",
+    "StrataError": "stratakv.errors",
+    "__version__": "stratakv._native",
+}
+
+__all__ = ["Store", "StrataError", "TieredCache", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name's module on first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'stratakv' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

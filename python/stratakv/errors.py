@@ -1,0 +1,42 @@
+"""What can go wrong, by name. All errors of the engine derive from `StrataError`.
+
+`ValueError` is raised for arguments that cannot be used; its message names what was given
+and what is accepted.
+"""
+
+from stratakv._native import (
+    CorruptError,
+    DiskFullError,
+    LockedError,
+    PagesLostError,
+    RamFullError,
+    SessionNotFoundError,
+    SettingsMismatchError,
+    StrataError,
+)
+
+
+class AlreadyCoveredError(StrataError, ValueError):
+    """A forward pass was given tokens that the cache already holds, as if they were new.
+
+    `generate` does this when the cache covers every input id: nothing is left to compute, and
+    it passes the whole prompt again. Crop the cache by one token first, or use `match`.
+    """
+
+
+class PagesLostWarning(UserWarning):
+    """A session was opened without some of its pages; what was lost is computed again."""
+
+
+__all__ = [
+    "AlreadyCoveredError",
+    "CorruptError",
+    "DiskFullError",
+    "LockedError",
+    "PagesLostError",
+    "PagesLostWarning",
+    "RamFullError",
+    "SessionNotFoundError",
+    "SettingsMismatchError",
+    "StrataError",
+]

@@ -1,0 +1,12 @@
+"""The only home of `import transformers`: caches that Hugging Face models accept."""
+
+try:
+    import transformers as _transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "stratakv.TieredCache needs transformers 5.15 or later: pip install 'stratakv[hf]'"
+    ) from error
+
+from stratakv.hf.cache import TieredCache
+
+__all__ = ["TieredCache"]

