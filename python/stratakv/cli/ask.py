@@ -1,0 +1,161 @@
+"""`stratakv ask FILE... "question"`: an answer out of files.
+
+The files' pages are kept under the identity of their tokens. Asking again about the same files,
+or about more files that begin with the same ones, computes only what is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratakv.cli import options
+from stratakv.cli.errors import UsageError
+from stratakv.cli.models import LoadedModel, find_model, load
+from stratakv.cli.output import Output, format_count, format_seconds
+from stratakv.cli.storage import document_name, open_cache
+
+if TYPE_CHECKING:
+    from stratakv import TieredCache
+    from stratakv.cli.engine import Driver
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `ask`."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="text to read; - is standard input")
+    parser.add_argument("question", help="what to ask about it")
+    options.add_tier_options(parser, ram="256MiB")
+    options.add_directory_option(parser)
+    options.add_model_options(parser)
+    options.add_decoding_options(parser, max_new_tokens=256)
+    options.add_progress_option(parser)
+    options.add_json_option(parser)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The token ids of the document and of the question, and the session that keeps the first."""
+
+    context: list[int]
+    question: list[int]
+    session: str
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Reads what is new of the files, answers, keeps the pages."""
+    document = "\n\n".join(_read(path) for path in args.files)
+    if not document.strip():
+        raise UsageError("the files hold no text")
+    source = find_model(args.model)
+
+    from stratakv.cli.engine import Driver, Interrupt, StoppedError
+
+    loaded = load(source, args.dtype, out=out)
+    prompt = _prompt(loaded, document, args)
+    _warn_if_long(loaded, prompt, args.max_new_tokens, out)
+    with (
+        Interrupt() as interrupt,
+        open_cache(
+            loaded.model, args.directory, ram=args.ram, disk_limit=args.disk_limit, name=prompt.session
+        ) as cache,
+    ):
+        driver = Driver(loaded, cache, interrupt=interrupt, out=out, chunk=args.chunk, show=args.progress)
+        try:
+            report = _answer(driver, cache, prompt, args.max_new_tokens)
+        except StoppedError as stopped:
+            cache.save()
+            out.note(
+                f"stopped: {format_count(stopped.done)} of {format_count(stopped.total)} tokens are kept as "
+                f"session {prompt.session}; the same command goes on from there"
+            )
+            return 130
+        _tell(report, cache, out)
+        return 130 if interrupt.requested else 0
+
+
+def _read(path: str) -> str:
+    if path == "-":
+        return sys.stdin.read()
+    text = Path(path).read_bytes().decode(errors="replace")
+    return f"File {Path(path).name}:\n\n{text}"
+
+
+def _prompt(loaded: LoadedModel, document: str, args: argparse.Namespace) -> Prompt:
+    from stratakv.cli.prompts import document_pieces
+
+    context, question = document_pieces(loaded.tokenizer, document, args.question)
+    return Prompt(context, question, document_name(args.files, context, f"{loaded.name} {loaded.dtype}"))
+
+
+def _warn_if_long(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int, out: Output) -> None:
+    length = len(prompt.context) + len(prompt.question) + max_new_tokens
+    if loaded.window is not None and length > loaded.window:
+        out.warn(
+            f"text and answer take up to {format_count(length)} tokens, and {loaded.name} was trained "
+            f"on {format_count(loaded.window)}: exact mode reads all of them, but the answer may be poor"
+        )
+
+
+def _answer(driver: Driver, cache: TieredCache, prompt: Prompt, max_new_tokens: int) -> dict[str, Any]:
+    """Makes the cache cover the prompt, saves the document, streams the answer."""
+    from stratakv.cli.engine import TextStream
+
+    loaded, out = driver.loaded, driver.out
+    start = time.perf_counter()
+    whole_prompt = prompt.context + prompt.question
+    reused = min(cache.match(whole_prompt), len(prompt.context))
+    context_seconds = 0.0
+    # A resumed session holds back its last token: one to compute is a document that is known.
+    if reused < len(prompt.context) - 1:
+        context_seconds = driver.prefill(prompt.context).seconds
+        cache.save()
+    rest = driver.prefill(whole_prompt, quiet=True)
+    stream, pieces, num_tokens, first_token_seconds = TextStream(loaded.tokenizer), [], 0, None
+    for token in driver.decode(rest.logits_V, max_new_tokens):
+        first_token_seconds = first_token_seconds or time.perf_counter() - start
+        num_tokens += 1
+        pieces.append(stream.push(token))
+        out.result(pieces[-1], end="")
+    pieces.append(stream.finish())
+    out.result(pieces[-1])
+    return {
+        "answer": "".join(pieces).strip(),
+        "model": loaded.name,
+        "dtype": loaded.dtype,
+        "session": prompt.session,
+        "tokens": {
+            "context": len(prompt.context),
+            "question": len(prompt.question),
+            "reused": reused,
+            "prefilled": len(whole_prompt) - reused,
+            "answer": num_tokens,
+        },
+        "seconds": {
+            "load": loaded.load_seconds,
+            "prefill": context_seconds + rest.seconds,
+            "first_token": first_token_seconds,
+            "total": time.perf_counter() - start,
+        },
+    }
+
+
+def _tell(report: dict[str, Any], cache: TieredCache, out: Output) -> None:
+    from stratakv.cli.engine import peak_rss_bytes, tiers_of
+
+    tiers = tiers_of(cache)
+    tokens, seconds = report["tokens"], report["seconds"]
+    if out.json_mode:
+        out.json({**report, "tiers": tiers.as_dict(), "peak_rss_bytes": peak_rss_bytes()})
+    elif out.stderr.isatty():
+        parts = [
+            f"{format_count(tokens['reused'])} tokens reused",
+            f"{format_count(tokens['prefilled'])} read in {format_seconds(seconds['prefill'])}",
+            tiers.describe(),
+        ]
+        out.note(out.note_style.dim(", ".join(parts)))

@@ -1,0 +1,72 @@
+"""What went wrong, in one line, and what to do next.
+
+Errors of the engine are recognised by class name, so that explaining an error never imports
+the engine or torch.
+"""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = ["CommandError", "UsageError", "explain"]
+
+
+class CommandError(Exception):
+    """A failure whose cause is known: one line, and a hint on what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(CommandError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+# The hint of each engine error, most specific first along the class's ancestors.
+HINTS = {
+    "LockedError": "wait for the other process or stop it, or give another --directory",
+    "SessionNotFoundError": "`stratakv sessions list` shows the names that exist",
+    "SettingsMismatchError": "use the --model and --dtype of the session, or another session name",
+    "RamFullError": "give a larger --ram, or a --directory so that pages can go to disk",
+    "DiskFullError": "give a larger --disk-limit, free disk space, or remove sessions: stratakv sessions rm",
+    "PagesLostError": "`stratakv sessions verify` tells what is left; the text can be read in again",
+    "CorruptError": "`stratakv sessions verify` tells what is damaged; what is intact stays usable",
+    "OutOfMemoryError": "close other programs, give a smaller --chunk, or use a smaller model",
+    "MemoryError": "close other programs, give a smaller --chunk, or use a smaller model",
+    "PermissionError": "check who owns the path, or give another --directory",
+    "ModuleNotFoundError": "install what is missing: pip install 'stratakv[demo]'",
+}
+BUG_HINT = "add --debug for the traceback"
+
+
+def explain(error: BaseException) -> tuple[str, str | None]:
+    """One line that says what is wrong, and a hint, where there is one."""
+    if isinstance(error, CommandError):
+        return error.message, error.hint
+    message = _first_line(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return message, HINTS["DiskFullError"]
+    names = [cls.__name__ for cls in type(error).__mro__]
+    hint = next((HINTS[name] for name in names if name in HINTS), None)
+    if hint is not None:
+        return message, hint
+    if isinstance(error, OSError):
+        return message, None
+    return f"{type(error).__name__}: {message}", BUG_HINT
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args:  # str() of a KeyError is a repr
+        text = str(error.args[0])
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error)
+    lines = text.strip().splitlines()
+    return lines[0] if lines else type(error).__name__

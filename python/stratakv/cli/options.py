@@ -1,0 +1,117 @@
+"""Arguments that several commands share, and the types they are read with."""
+
+from __future__ import annotations
+
+import argparse
+
+from stratakv import sizes
+
+__all__ = [
+    "add_decoding_options",
+    "add_directory_option",
+    "add_json_option",
+    "add_model_options",
+    "add_progress_option",
+    "add_tier_options",
+    "positive",
+    "size",
+]
+
+DEFAULT_DIRECTORY = "sessions"
+
+
+def size(text: str) -> int:
+    """A size such as `64MiB` in bytes, for argparse."""
+    try:
+        return sizes.parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="write the result as JSON")
+
+
+def add_progress_option(parser: argparse.ArgumentParser) -> None:
+    """`--progress` and `--no-progress`; None means on a terminal only."""
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show progress on stderr (default: on a terminal only)",
+    )
+
+
+def add_directory_option(parser: argparse.ArgumentParser, default: str | None = DEFAULT_DIRECTORY) -> None:
+    """`--directory`."""
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        default=default,
+        help="where sessions are kept" + (" (default: %(default)s)" if default else ""),
+    )
+
+
+def add_tier_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
+    """`--ram` and `--disk-limit`."""
+    parser.add_argument(
+        "--ram",
+        type=size,
+        default=ram,
+        metavar="SIZE",
+        help="limit of the KV cache in RAM, such as 64MiB or 4GiB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--disk-limit",
+        type=size,
+        default=None,
+        metavar="SIZE",
+        help="limit of the directory on disk; the least valuable sessions go first (default: none)",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--model`, `--dtype` and `--chunk`."""
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        default=None,
+        help="a Hugging Face model directory, a .gguf file, or the name of a model already downloaded "
+        "(default: the demo's SmolLM2-135M-Instruct)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="arithmetic of the model; auto takes bfloat16 where the CPU multiplies it natively",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=positive,
+        default=512,
+        metavar="TOKENS",
+        help="tokens per step of the prefill (default: %(default)s)",
+    )
+
+
+def add_decoding_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """`--max-new-tokens`."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=max_new_tokens,
+        metavar="N",
+        help="stop the answer after so many tokens (default: %(default)s)",
+    )

@@ -1,0 +1,62 @@
+"""From texts and turns to token ids, so that what comes first never depends on what comes later.
+
+A prompt is tokenised in pieces: the document and everything before it in one, each question in
+another. The ids of the document are then the same whatever is asked about it, which is what lets
+stored pages be found again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["document_pieces", "encode", "first_turn", "next_turn"]
+
+MARK = "\x1estratakv\x1e"  # stands for text that is put in later; templates pass it through
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a piece of a prompt; special tokens only where the text spells them."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def document_pieces(tokenizer: Any, document: str, question: str) -> tuple[list[int], list[int]]:
+    """The ids of everything up to the document's end, and those of the question.
+
+    With a chat template both are in one user turn; without, plain headings divide them.
+    """
+    template = _render(tokenizer, [("user", MARK)])
+    if template is None:
+        before, after = _start(tokenizer), "\n\nAnswer:"
+    else:
+        before, after = template.split(MARK)
+    context = encode(tokenizer, f"{before}{document}\n\n")
+    return context, encode(tokenizer, f"Question: {question}{after}")
+
+
+def first_turn(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a conversation's first user turn, up to where the answer begins."""
+    rendered = _render(tokenizer, [("user", MARK)])
+    if rendered is None:
+        rendered = f"{_start(tokenizer)}User: {MARK}\nAssistant:"
+    return encode(tokenizer, rendered.replace(MARK, text))
+
+
+def next_turn(tokenizer: Any, text: str) -> list[int]:
+    """The ids that follow an answer: its end, then the next user turn, up to the next answer."""
+    mark_answer = MARK[::-1]
+    rendered = _render(tokenizer, [("user", "a"), ("assistant", mark_answer), ("user", MARK)])
+    tail = "\nUser: " + MARK + "\nAssistant:" if rendered is None else rendered.split(mark_answer)[1]
+    return encode(tokenizer, tail.replace(MARK, text))
+
+
+def _render(tokenizer: Any, turns: list[tuple[str, str]]) -> str | None:
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return rendered
+
+
+def _start(tokenizer: Any) -> str:
+    return getattr(tokenizer, "bos_token", None) or ""

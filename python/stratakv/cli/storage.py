@@ -1,0 +1,82 @@
+"""The commands' way to caches and stores: one place that knows how they are opened."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stratakv.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from stratakv import TieredCache
+    from stratakv._native import Store
+
+__all__ = ["check_name", "document_name", "open_cache", "open_store", "saved_ids"]
+
+STORE_RAM_BYTES = 64 << 20  # what listing, verifying and collecting may use
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str) -> str:
+    """A session name that is also a safe file name.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a session name",
+            "use up to 100 letters, digits, '.', '_', '-'; start with no sign",
+        )
+    return name
+
+
+def document_name(paths: Iterable[str], ids: list[int], model: str) -> str:
+    """The session name of a document: readable, and the same whenever its tokens and the model are."""
+    first = next(iter(paths))
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(first).stem if first != "-" else "stdin").strip("-")[:40]
+    digest = hashlib.sha256(f"{model}\0{ids}".encode()).hexdigest()[:8]
+    return f"{stem or 'text'}-{digest}"
+
+
+def open_cache(
+    model: Any, directory: str, *, ram: int, disk_limit: int | None = None, name: str | None = None
+) -> TieredCache:
+    """A cache over the directory, made if need be: the session `name` if there is one, else empty."""
+    from stratakv import TieredCache
+
+    Path(directory).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return TieredCache.open(model, directory, name=name, ram=ram, disk_limit=disk_limit)
+
+
+def open_store(directory: str, *, read_only: bool) -> Store:
+    """The directory's store.
+
+    Raises:
+        UsageError: there is no such directory.
+    """
+    from stratakv._native import Store
+
+    if not Path(directory).is_dir():
+        raise UsageError(
+            f"no such directory: {directory}", "give the one that the sessions are in: --directory DIR"
+        )
+    return Store(directory, ram_bytes=STORE_RAM_BYTES, read_only=read_only)
+
+
+def saved_ids(directory: str, name: str, *, ram: int, disk_limit: int | None = None) -> list[int]:
+    """The ids of a whole saved session; none where there is none of that name.
+
+    A resumed cache holds back the session's last token, and with it the last id: this has it.
+    The limits must be those of the caches that are open on the directory.
+    """
+    from stratakv.cache import Store
+
+    with Store(directory, ram=ram, disk_limit=disk_limit) as store:
+        if all(session["name"] != name for session in store.native.sessions()):
+            return []
+        ids: list[int] = store.native.session(name)["token_ids"][0]
+        return ids
