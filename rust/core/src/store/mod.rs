@@ -31,7 +31,7 @@ pub use stats::Stats;
 use self::state::{Copy, State};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::io::{Disk, IoEngine, IoOp, OsDisk, open_engine};
+use crate::io::{ALIGN, Disk, IoEngine, IoOp, OsDisk, open_engine};
 use crate::key::PageKey;
 use crate::policy::{KeyMap, new_policy};
 use crate::recovery::{Recovered, recover};
@@ -237,7 +237,8 @@ impl Store {
     /// request can be under way while this one is used.
     pub fn request_pages(&self, page_bytes: usize) -> usize {
         let share = self.inner.config.ram_bytes / 8;
-        usize::try_from(share / page_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1)
+        let slot_bytes = page_bytes.max(1).next_multiple_of(ALIGN) as u64;
+        usize::try_from(share / slot_bytes).unwrap_or(usize::MAX).max(1)
     }
 
     /// Starts bringing pages to RAM. Pages of a request stay there until it (and every

@@ -126,7 +126,10 @@ impl Inner {
         (!pages.is_empty()).then_some(Group { temporary, pages })
     }
 
-    fn write_group(self: &Arc<Self>, state: MutexGuard<'_, State>, group: Group) {
+    fn write_group(self: &Arc<Self>, mut state: MutexGuard<'_, State>, group: Group) {
+        // From here on the group counts as under way: it is in no queue any more, and whoever
+        // waits for memory must not take that for "nothing will become free".
+        state.writes_in_flight += 1;
         drop(state);
         // Checksums take a while: outside the lock.
         let entries: Vec<_> = group.pages.iter().map(|(key, page)| entry_of(*key, page)).collect();
@@ -138,7 +141,10 @@ impl Inner {
             return;
         }
         let mut state = self.state.lock();
-        let Some(segments) = &mut state.segments else { return };
+        let Some(segments) = &mut state.segments else {
+            state.writes_in_flight -= 1;
+            return;
+        };
         let placed = segments.place(group.temporary, entries);
         let placement = match placed {
             Ok(placement) => placement,
@@ -148,7 +154,6 @@ impl Inner {
                 return;
             }
         };
-        state.writes_in_flight += 1;
         drop(state);
         let mut parts: Vec<Arc<dyn WriteBuf>> =
             vec![Arc::new(AlignedBuf::padded(&placement.header.encode()))];
@@ -163,7 +168,6 @@ impl Inner {
 
     fn write_done(&self, header: &GroupHeader, group: Group, outcome: io::Result<()>) {
         let mut state = self.state.lock();
-        state.writes_in_flight -= 1;
         if let Some(segments) = &mut state.segments {
             segments.wrote(header, outcome.is_ok());
         }
@@ -172,6 +176,7 @@ impl Inner {
             self.give_up(&group, Error::io("write", segment_name(header.segment), error));
             return;
         }
+        state.writes_in_flight -= 1;
         state.counters.writes += 1;
         state.counters.written_bytes += header.body_bytes;
         for entry in &header.entries {
@@ -191,6 +196,7 @@ impl Inner {
     /// A group could not be written: its pages stay in RAM, and whoever waits hears why.
     fn give_up(&self, group: &Group, error: Error) {
         let mut state = self.state.lock();
+        state.writes_in_flight -= 1;
         for (key, page) in group.pages.iter().rev() {
             if !state.pages.contains_key(key) {
                 continue;
