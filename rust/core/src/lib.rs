@@ -5,6 +5,7 @@
 //! forget, it never lies.** A page that fails its checksum is a counted miss.
 
 pub mod attend;
+pub mod cache;
 pub mod dtype;
 pub mod error;
 pub mod format;

@@ -1,0 +1,218 @@
+//! Bringing pages to where they can be read: pinned while they are used, the next batch
+//! on its way meanwhile, and never more at once than the store says it can hold.
+
+use super::append::check_length;
+use super::table::{Layout, Table};
+use crate::error::{Error, Result};
+use crate::interrupt::Poll;
+use crate::key::PageKey;
+use crate::store::{Request, Store};
+use crate::tier::ram::Page;
+
+/// A page of a row of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PageRef {
+    pub(super) row: u32,
+    pub(super) page: u32,
+}
+
+impl PageRef {
+    fn held(self, tables: &[Table]) -> Option<&super::table::HeldPage> {
+        tables[self.row as usize].sealed.get(self.page as usize).map(std::convert::AsRef::as_ref)
+    }
+}
+
+/// The tables of one layer, and where its pages are kept.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) store: &'a Store,
+    pub(super) tables: &'a [Table],
+    pub(super) layout: &'a Layout,
+}
+
+/// Pages that are pinned, or on their way. Its memory is worth keeping between uses.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) entries: Vec<PageRef>,
+    /// One per entry; `None` is an open page, which its table owns, or one still missing.
+    pins: Vec<Option<Page>>,
+    missing: Vec<usize>,
+    keys: Vec<PageKey>,
+    request: Option<Request>,
+}
+
+impl Batch {
+    /// Lets go of all pages, keeping the memory.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.pins.clear();
+        self.missing.clear();
+        self.keys.clear();
+        self.request = None;
+    }
+
+    /// Pins those of `entries` that are in RAM; tells whether that is all of them.
+    pub(super) fn pin(&mut self, source: &Source<'_>, entries: &[PageRef]) -> bool {
+        self.clear();
+        self.entries.extend_from_slice(entries);
+        for (index, entry) in entries.iter().enumerate() {
+            let held = entry.held(source.tables);
+            let pin = held.and_then(super::table::HeldPage::pin);
+            if let (Some(held), None) = (held, &pin) {
+                self.missing.push(index);
+                self.keys.push(held.key());
+            }
+            self.pins.push(pin);
+        }
+        self.missing.is_empty()
+    }
+
+    /// Pins what is in RAM and starts reading the rest.
+    pub(super) fn start(&mut self, source: &Source<'_>, entries: &[PageRef]) {
+        if !self.pin(source, entries) {
+            self.request = Some(source.store.request(&self.keys));
+        }
+    }
+
+    /// Waits for what was started.
+    pub(super) fn settle(&mut self, source: &Source<'_>) -> Result<()> {
+        let Some(request) = self.request.take() else { return Ok(()) };
+        let pages = request.wait()?;
+        for (index, page) in self.missing.drain(..).zip(pages) {
+            let entry = self.entries[index];
+            let Some(page) = page else { return Err(lost(source, entry)) };
+            check_length(&page, source.layout)?;
+            if let Some(held) = entry.held(source.tables) {
+                held.seen(&page);
+            }
+            self.pins[index] = Some(page);
+        }
+        self.keys.clear();
+        Ok(())
+    }
+
+    /// The bytes of entry `index`, after [`Batch::settle`].
+    pub(super) fn page<'a>(&'a self, index: usize, tables: &'a [Table]) -> &'a [u8] {
+        match &self.pins[index] {
+            Some(page) => page,
+            // Only the open page has no pin; an absent one would be a bug and has no bytes.
+            None => tables[self.entries[index].row as usize].open.as_deref().map_or(&[], |open| open),
+        }
+    }
+}
+
+/// The error for a page that did not come back: how many are gone, and from where on.
+fn lost(source: &Source<'_>, entry: PageRef) -> Error {
+    let mut missing = 0;
+    let (mut total, mut first) = (0, entry.page as usize);
+    for table in source.tables {
+        total += table.sealed.len() as u64;
+        for (page, held) in table.sealed.iter().enumerate() {
+            if !source.store.contains(held.key()) {
+                missing += 1;
+                first = first.min(page);
+            }
+        }
+    }
+    let first_token = (first * source.layout.page_tokens) as u64;
+    Error::PagesLost { missing: missing.max(1), total, first_token }
+}
+
+/// A batch of a layer that was started ahead of its use.
+pub(super) struct Prefetch {
+    pub(super) layer: usize,
+    /// The chunk size that its order was made for.
+    pub(super) chunk_pages: usize,
+    pub(super) batch: Batch,
+}
+
+/// Feeds `order` to `each` in batches of at most `limit` pages, one batch ahead.
+///
+/// `first` is a batch that is under way already: the first entries of `order`. `last` is
+/// called when the last batch is about to be used and nothing else is on its way.
+pub(super) fn stream(
+    source: &Source<'_>,
+    order: &[PageRef],
+    first: Option<Batch>,
+    batches: &mut [Batch; 2],
+    last: impl FnOnce(),
+    mut each: impl FnMut(&Batch) -> Result<()>,
+) -> Result<()> {
+    let limit = source.store.request_pages(source.layout.page_bytes()).max(1);
+    let [current, ahead] = batches;
+    let mut next = if let Some(first) = first {
+        *current = first;
+        current.entries.len()
+    } else {
+        let end = limit.min(order.len());
+        current.start(source, &order[..end]);
+        end
+    };
+    let mut poll = Poll::default();
+    let mut last = Some(last);
+    loop {
+        poll.check()?;
+        let end = (next + limit).min(order.len());
+        let more = next < end;
+        current.settle(source)?;
+        if more {
+            ahead.start(source, &order[next..end]);
+        } else if let Some(last) = last.take() {
+            last();
+        }
+        each(current)?;
+        current.clear();
+        if !more {
+            return Ok(());
+        }
+        next = end;
+        std::mem::swap(current, ahead);
+    }
+}
+
+/// How many consecutive pages of a row are summed in one go: about 512 tokens, and more
+/// where a row has very many pages. It depends on nothing but the page count, so results
+/// have the same bits whatever the tiers and the threads.
+pub(super) fn chunk_pages(num_pages: usize, page_tokens: usize) -> usize {
+    (512_usize.div_ceil(page_tokens)).max(num_pages.next_power_of_two() / 256)
+}
+
+/// Fills `order` with all pages of all rows: `first`, then chunks that are wholly in RAM
+/// (so that they are used before something pushes them out), then the others. Pages of
+/// a chunk stay in their order. Returns where the cold ones start.
+pub(super) fn arrange(
+    source: &Source<'_>,
+    num_pages: usize,
+    chunk_pages: usize,
+    first: &[PageRef],
+    order: &mut Vec<PageRef>,
+) -> usize {
+    order.clear();
+    order.extend_from_slice(first);
+    let chunks = num_pages.div_ceil(chunk_pages);
+    let pages = |chunk: usize| chunk * chunk_pages..((chunk + 1) * chunk_pages).min(num_pages);
+    let mut taken = vec![0; chunks * source.tables.len()];
+    for entry in first {
+        taken[entry.row as usize * chunks + entry.page as usize / chunk_pages] += 1;
+    }
+    let mut cold = Vec::new();
+    // What `first` began goes on before chunks that it has nothing of.
+    for is_begun in [true, false] {
+        for (row, table) in source.tables.iter().enumerate() {
+            for chunk in 0..chunks {
+                let begun = taken[row * chunks + chunk];
+                if (begun > 0) != is_begun {
+                    continue;
+                }
+                let sealed = table.sealed.get(pages(chunk).start..pages(chunk).end.min(table.sealed.len()));
+                let is_warm = is_begun || sealed.unwrap_or_default().iter().all(|held| held.pin().is_some());
+                let into = if is_warm { &mut *order } else { &mut cold };
+                let rest = pages(chunk).skip(begun);
+                into.extend(rest.map(|page| PageRef { row: row as u32, page: page as u32 }));
+            }
+        }
+    }
+    let start = order.len();
+    order.append(&mut cold);
+    start
+}

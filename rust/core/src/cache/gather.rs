@@ -1,0 +1,64 @@
+//! Copying a range of tokens out, page by page.
+
+use super::feed::{Batch, PageRef, Source, stream};
+use super::{Extent, KvCache, WriteRows};
+use crate::error::{Error, Result};
+
+impl KvCache {
+    /// Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv).
+    ///
+    /// # Errors
+    /// `Invalid` for a range or shapes that do not fit; `PagesLost`; `RamFull`, `Io` from the
+    /// store; `Interrupted`. What the destinations hold then is unspecified.
+    pub fn gather(
+        &mut self,
+        layer: usize,
+        start: usize,
+        stop: usize,
+        keys: &mut dyn WriteRows,
+        values: &mut dyn WriteRows,
+    ) -> Result<()> {
+        let (shape, layout) = self.filled(layer)?;
+        let held = &self.layers[layer];
+        if start > stop || stop > held.len {
+            return Err(Error::Invalid(format!("tokens [{start}, {stop}) of {} in layer {layer}", held.len)));
+        }
+        let (batch, heads) = (self.rows, layout.heads);
+        let expected =
+            |dim: u32| Extent { batch, heads, tokens: stop - start, dim: dim as usize, dtype: shape.dtype };
+        keys.extent().expect("keys", &expected(shape.key_dim))?;
+        values.extent().expect("values", &expected(shape.value_dim))?;
+        if start == stop {
+            return Ok(());
+        }
+        let source = Source { store: &self.store, tables: &held.tables, layout: &layout };
+        self.prefetched = None;
+        let page_tokens = layout.page_tokens;
+        let pages = (start / page_tokens) as u32..stop.div_ceil(page_tokens) as u32;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.order.clear();
+        let rows = 0..self.rows as u32;
+        scratch.order.extend(rows.flat_map(|row| pages.clone().map(move |page| PageRef { row, page })));
+        let mut copy = |batch: &Batch| {
+            for (index, entry) in batch.entries.iter().enumerate() {
+                let first = entry.page as usize * page_tokens;
+                let (from, to) = (start.max(first), stop.min(first + page_tokens));
+                let (page, row) = (batch.page(index, source.tables), entry.row as usize);
+                for head in 0..heads {
+                    keys.write(row, head, from - start, &page[layout.keys(head, from - first, to - from)]);
+                    values.write(
+                        row,
+                        head,
+                        from - start,
+                        &page[layout.values(head, from - first, to - from)],
+                    );
+                }
+            }
+            Ok(())
+        };
+        let result = stream(&source, &scratch.order, None, &mut scratch.batches, || (), &mut copy);
+        scratch.release();
+        self.scratch = scratch;
+        result
+    }
+}
