@@ -160,7 +160,7 @@ class KvCache:
     def close(self) -> None:
         """Lets go of all pages."""
 
-def attend_reference_level() -> str:
+def simd_level() -> str:
     """The SIMD level that kernels use: "avx512", "avx2", "neon" or "scalar"."""
 
 def doctor(directory: str | None = None) -> dict[str, Any]:
