@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from stratakv import sizes
@@ -91,7 +92,7 @@ def _first(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
     heading(out, "1. Read a long text under a RAM limit")
     loaded = load(find_model(args.model), args.dtype, out=out)
-    facts = random_facts(2)
+    facts = random_facts()
     line(out, "model", f"{loaded.name}, {loaded.dtype}, loaded in {format_seconds(loaded.load_seconds)}")
     with (
         Interrupt() as interrupt,
@@ -158,7 +159,7 @@ def _read_and_answer(
         "right": facts[0].answered_by(answer["text"]),
         "session_tokens": cache.get_seq_length(),
         "peak_rss_bytes": peak_rss_bytes(),
-        "next_fact": {"question": facts[1].question, "number": facts[1].number, "city": facts[1].city},
+        "next_fact": asdict(facts[1]),
     }
 
 
@@ -167,7 +168,7 @@ def _second(args: argparse.Namespace, first: dict[str, Any], out: Output) -> dic
     from stratakv.cli.texts import Fact
 
     heading(out, "2. Resume it in a new process")
-    fact = Fact(first["next_fact"]["city"], first["next_fact"]["number"])
+    fact = Fact(**first["next_fact"])
     command = [sys.executable, "-m", "stratakv", "demo", "--json", "--no-progress", "--resume", fact.question]
     command += ["--directory", args.directory, "--ram", str(args.ram), "--dtype", first["dtype"]]
     command += ["--disk-limit", str(args.disk_limit)] if args.disk_limit is not None else []

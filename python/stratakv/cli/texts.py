@@ -24,35 +24,51 @@ MODULES = (
     "tempfile", "threading", "timeit", "tokenize", "typing", "unittest", "urllib.parse", "uuid", "weakref",
     "zipfile",
 )  # fmt: skip
+CLOSE_ENOUGH = 50  # a text may be a fiftieth too short
 CITIES = ("Lisbon", "Nairobi", "Oslo", "Lima", "Hanoi", "Dublin", "Quito", "Vienna", "Cairo", "Seoul")
+PASSWORDS = (
+    "amber", "anchor", "bamboo", "candle", "copper", "falcon", "garnet", "harbor", "indigo", "jasmine",
+    "marble", "meadow", "nutmeg", "orchid", "pepper", "quartz", "raven", "saffron", "thistle", "velvet",
+    "walnut", "willow", "zephyr", "lantern",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One sentence that nothing else in the text tells."""
+    """One sentence that nothing else in the text tells, and what can be answered only with it."""
 
-    city: str
-    number: str
+    sentence: str
+    question: str
+    answer: str
 
-    @property
-    def sentence(self) -> str:
-        """The fact, as it stands in the text."""
-        return f"The special magic number for {self.city} is {self.number}."
-
-    @property
-    def question(self) -> str:
-        """What can be answered only with the fact."""
-        return f"What is the special magic number for {self.city}?"
-
-    def answered_by(self, answer: str) -> bool:
-        """Whether the answer gives the number."""
-        return self.number in answer.replace(",", "")
+    def answered_by(self, text: str) -> bool:
+        """Whether a text gives the answer."""
+        return self.answer in text.lower().replace(",", "")
 
 
-def random_facts(count: int) -> list[Fact]:
-    """Facts about different cities, fresh ones each time: no run can know them from another."""
-    cities = secrets.SystemRandom().sample(CITIES, count)
-    return [Fact(city, str(10_000 + secrets.randbelow(90_000))) for city in cities]
+def random_facts() -> list[Fact]:
+    """Two facts, fresh ones each time: no run can know them from another.
+
+    They are of different kinds, in different words. Of two numbers for two cities a model of
+    135M parameters now and then gives the wrong one, whatever cache it has.
+    """
+    city, number, password = (
+        secrets.choice(CITIES),
+        str(10_000 + secrets.randbelow(90_000)),
+        secrets.choice(PASSWORDS),
+    )
+    return [
+        Fact(
+            f"The special magic number for {city} is {number}.",
+            f"What is the special magic number for {city}?",
+            number,
+        ),
+        Fact(
+            f"The old lighthouse keeper chose the password {password}.",
+            "Which password did the old lighthouse keeper choose?",
+            password,
+        ),
+    ]
 
 
 def standard_library_text(num_tokens: int, count_tokens: Callable[[str], int]) -> tuple[list[str], int]:
@@ -66,15 +82,17 @@ def standard_library_text(num_tokens: int, count_tokens: Callable[[str], int]) -
         the paragraphs, and of how many modules they are.
     """
     paragraphs: list[str] = []
-    used, modules = 0, 0
+    left, modules = num_tokens, 0
     for name in MODULES:
-        modules += 1
+        before = len(paragraphs)
         for paragraph in _paragraphs(importlib.import_module(name)):
             length = count_tokens(paragraph + "\n\n")
-            if used + length > num_tokens:
-                return paragraphs, modules
-            paragraphs.append(paragraph)
-            used += length
+            if length <= left:
+                paragraphs.append(paragraph)
+                left -= length
+        modules += len(paragraphs) > before
+        if left < num_tokens // CLOSE_ENOUGH:
+            break
     return paragraphs, modules
 
 
