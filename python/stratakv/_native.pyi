@@ -5,6 +5,7 @@ D head dim (keys and values may differ). Tensors are CPU tensors of float32, bfl
 float16 with a contiguous last dimension; every call checks that and releases the GIL.
 """
 
+from os import PathLike
 from typing import Any, final
 
 __version__: str
@@ -38,13 +39,13 @@ class Store:
     """Tiers of pages: RAM under a byte limit, and a directory of segment files.
 
     `directory=None` keeps everything in RAM: a full RAM limit is then an error.
-    `io` is "auto", "direct", "mmap" or "buffered"; `policy` is "auto", "lru", "lfu" or
-    "wtinylfu". Opening reads no page bodies.
+    `io` is "auto", "direct", "mmap" or "buffered"; `policy` is "auto", "lru", "lfu", "s3-fifo",
+    "w-tinylfu", "lirs" or "tiny-lirs". Opening reads no page bodies.
     """
 
     def __new__(
         cls,
-        directory: str | None = None,
+        directory: str | PathLike[str] | None = None,
         *,
         ram_bytes: int,
         disk_limit_bytes: int | None = None,
@@ -68,16 +69,21 @@ class Store:
           "waits": {"count", "seconds"}, "io": str, "policy": str}`; all integers but seconds.
         """
     def sessions(self) -> list[dict[str, Any]]:
-        """Every readable session: `name, rows, tokens, bytes, shared_bytes, created, last_used (unix seconds),
-        model, settings (dict[str, str])`, newest first."""
+        """Every readable session, the last used first.
+
+        Each has `name, rows, tokens, bytes, shared_bytes, created, last_used (unix seconds), model, settings
+        (dict[str, str])`.
+        """
     def session(self, name: str) -> dict[str, Any]:
         """One session as in `sessions()`, plus `token_ids` (list of lists) and `missing_pages`."""
     def fork_session(self, source: str, target: str) -> None:
         """Gives a session a second name; copies no page."""
     def remove_session(self, name: str) -> None: ...
     def verify(self, name: str | None = None) -> dict[str, Any]:
-        """Reads every page of one session (or of all) and checks it: `{"pages", "bytes", "corrupt", "missing",
-        "problems": list[str]}`."""
+        """Reads every page of one session, or of all, and checks it.
+
+        Gives `{"pages", "bytes", "corrupt", "missing", "problems": list[str]}`.
+        """
     def gc(self) -> dict[str, int]:
         """Deletes pages that no session uses: `{"freed_bytes", "freed_pages", "moved_pages"}`."""
     def flush(self) -> None:
@@ -110,14 +116,21 @@ class KvCache:
     def length(self, layer: int) -> int:
         """Tokens that the layer holds per row."""
     def note_tokens(self, token_ids: list[list[int]], salt: bytes | list[bytes] = b"") -> None:
-        """Tells which ids the next T appended tokens have, row by row; `salt` is whatever else determines
-        their values (image bytes, a mask): one for all rows, or one per row, so that rows with equal ids and
-        different images never share a page. Called before the layers append; salts may change from call to
-        call, and an id may be any 32-bit number (a masked token has its top bit set)."""
+        """Tells which ids the next T appended tokens have, row by row.
+
+        Called before the layers append; replaces what was noted for tokens that never came. `salt` is
+        whatever else determines their values (image bytes, a mask): one for all rows, or one per row, so that
+        rows with equal ids and different images never share a page. Salts may change from call to call, and
+        an id may be any 32-bit number (a masked token has its top bit set).
+        """
     def token_ids(self, row: int = 0) -> list[int] | None:
         """The row's ids up to the shortest layer, or None where they were not all noted."""
     def append(self, layer: int, keys: Any, values: Any) -> None:
-        """Adds (B, H, T, Dk) keys and (B, H, T, Dv) values. The first append fixes B, H, Dk, Dv and dtype."""
+        """Adds (B, H, T, Dk) keys and (B, H, T, Dv) values.
+
+        The first append fixes B for the cache, and H, Dk, Dv and dtype for the layer. A failed append leaves
+        the layer as it was.
+        """
     def attend(
         self,
         layer: int,
@@ -130,7 +143,7 @@ class KvCache:
         """Exact attention of (B, Q, T, Dk) queries over everything that the layer holds, into (B, Q, T, Dv).
 
         bias: float32 (B or 1, T or 1, S) added to the scores, S the layer's length; -inf excludes.
-        causal: query t sees all but the last T - 1 - t tokens.
+        causal: query t sees all but the last T - 1 - t tokens. A query that sees nothing gives zeros.
         Sums in float32, rounds once into `out`'s dtype. Made for few query tokens (T up to about 32).
         """
     def gather(self, layer: int, start: int, stop: int, keys: Any, values: Any) -> None:
@@ -143,19 +156,28 @@ class KvCache:
         """Row i becomes what row rows[i] was; also selects and repeats: any number of rows."""
     def reset(self) -> None: ...
     def fork(self) -> KvCache:
-        """An independent cache with the same contents; copies only the open pages."""
+        """An independent cache with the same contents; an open page is copied when either side appends.
+
+        `copy.copy` and `copy.deepcopy` do the same.
+        """
+    def __copy__(self) -> KvCache: ...
+    def __deepcopy__(self, memo: dict[Any, Any]) -> KvCache: ...
     def match_prefix(self, token_ids: list[int], salt: bytes = b"") -> int:
-        """On an empty cache: adopts the longest run of whole stored pages, in all layers, that this identity
-        has for a prefix of `token_ids`; returns its length in tokens (0 when there is none)."""
+        """On an empty cache: goes on with what is stored for a prefix of `token_ids`, as one row.
+
+        Adopts the longest run of whole pages that this identity has in all layers, and returns its length in
+        tokens (0 when there is none).
+        """
     def save(self, name: str, *, model: str, extra: bytes = b"") -> None:
         """Makes the present state the session `name`, durably: pages, token ids, open pages and `extra`.
 
-        Raises ValueError where token ids were not noted.
+        Raises ValueError where token ids were not noted, or the layers differ in length.
         """
     def load(self, name: str) -> bytes:
         """On an empty cache: becomes the session's state and returns its `extra`.
 
-        Raises SessionNotFoundError, SettingsMismatchError, PagesLostError (after keeping what precedes the loss).
+        Raises SessionNotFoundError, SettingsMismatchError, and PagesLostError after keeping the whole pages
+        that precede the loss.
         """
     def close(self) -> None:
         """Lets go of all pages."""
@@ -163,7 +185,7 @@ class KvCache:
 def simd_level() -> str:
     """The SIMD level that kernels use: "avx512", "avx2", "neon" or "scalar"."""
 
-def doctor(directory: str | None = None) -> dict[str, Any]:
+def doctor(directory: str | PathLike[str] | None = None) -> dict[str, Any]:
     """What this machine has: `simd, threads, direct_io, io_uring, page_size`."""
 
 def set_num_threads(count: int) -> None:

@@ -99,7 +99,7 @@ impl KvCache {
         self.with(py, |cache| cache.length(layer))
     }
 
-    #[pyo3(signature = (token_ids, salt=None))]
+    #[pyo3(signature = (token_ids, salt=None), text_signature = "($self, token_ids, salt=b'')")]
     fn note_tokens(
         &self,
         py: Python<'_>,
@@ -199,12 +199,12 @@ impl KvCache {
         self.fork(py)
     }
 
-    #[pyo3(signature = (token_ids, salt=None))]
+    #[pyo3(signature = (token_ids, salt=None), text_signature = "($self, token_ids, salt=b'')")]
     fn match_prefix(&self, py: Python<'_>, token_ids: Vec<u32>, salt: Option<Vec<u8>>) -> PyResult<usize> {
         self.with(py, |cache| cache.match_prefix(&token_ids, salt.as_deref().unwrap_or_default()))
     }
 
-    #[pyo3(signature = (name, *, model, extra=None))]
+    #[pyo3(signature = (name, *, model, extra=None), text_signature = "($self, name, *, model, extra=b'')")]
     fn save(&self, py: Python<'_>, name: &str, model: &str, extra: Option<&[u8]>) -> PyResult<()> {
         self.with(py, |cache| cache.save(name, model, extra.unwrap_or_default()))
     }

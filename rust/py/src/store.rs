@@ -1,5 +1,7 @@
 //! `Store`: tiers, sessions and their upkeep, over `stratakv_core::store`.
 
+use std::path::PathBuf;
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use stratakv_core::Error;
@@ -47,7 +49,7 @@ impl Store {
     ))]
     fn new(
         py: Python<'_>,
-        directory: Option<String>,
+        directory: Option<PathBuf>,
         ram_bytes: u64,
         disk_limit_bytes: Option<u64>,
         free_floor_bytes: u64,
@@ -56,7 +58,6 @@ impl Store {
         read_only: bool,
     ) -> PyResult<Self> {
         let store = enter(py, || {
-            let directory = directory.map(Into::into);
             let (backend, policy) = (backend_named(io)?, policy_named(policy)?);
             store::Store::open(&StoreConfig {
                 directory,

@@ -108,12 +108,18 @@ impl KvCache {
             let layer = &mut self.layers[layer];
             // Writing made it this row's own.
             let open = layer.tables[row].open.take().and_then(Arc::into_inner).ok_or_else(still_shared);
-            if let Err(error) = open.and_then(|open| self.store.seal(key, open, lifetime)) {
-                // The page went with the failure: only what precedes it is whole in all rows.
-                layer.truncate(page * self.config.page_tokens, self.config.page_tokens);
-                return Err(error);
+            match open.and_then(|open| self.store.seal(key, open, lifetime)) {
+                Ok(page) => {
+                    let held = HeldPage::adopt(self.store.clone(), key);
+                    held.seen(&page);
+                    layer.tables[row].push_sealed(held);
+                }
+                Err(error) => {
+                    // The page went with the failure: only what precedes it is whole in all rows.
+                    layer.truncate(page * self.config.page_tokens, self.config.page_tokens);
+                    return Err(error);
+                }
             }
-            layer.tables[row].push_sealed(HeldPage::adopt(self.store.clone(), key));
         }
         Ok(())
     }

@@ -19,6 +19,9 @@ use crate::sync::Mutex;
 /// costs more than they save.
 const PARALLEL_BYTES_MIN: usize = 256 << 10;
 
+/// Attends of a layer that was wholly in RAM between two reports of that to the store.
+pub(super) const ATTENDS_PER_REPORT: u64 = 16;
+
 /// What a query must not see, or less.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mask<'a> {
@@ -170,6 +173,7 @@ impl KvCache {
         if extent.tokens == 0 {
             return Ok(None);
         }
+        let unreported = self.layers[layer].count_attend();
         read_query(query, scale, &mut scratch.query, &mut scratch.bytes);
         let length = self.layers[layer].len;
         let num_pages = length.div_ceil(layout.page_tokens);
@@ -200,6 +204,9 @@ impl KvCache {
         let mut following = None;
         if prefetched.is_none() && scratch.batches[0].pin(&source, order) {
             step.advance(&scratch.batches[0], items, parallel);
+            if let Some(times) = unreported {
+                scratch.batches[0].touch(&source, times);
+            }
         } else {
             scratch.batches[0].clear();
             let first = prefetched.map(|prefetch| prefetch.batch);

@@ -72,6 +72,15 @@ impl Batch {
         if !self.pin(source, entries) {
             self.request = Some(source.store.request(&self.keys));
         }
+        self.touch(source, 1);
+    }
+
+    /// Reports the pages that were pinned without asking the store.
+    pub(super) fn touch(&mut self, source: &Source<'_>, times: u64) {
+        self.keys.clear();
+        let pinned = self.entries.iter().zip(&self.pins).filter(|(_, pin)| pin.is_some());
+        self.keys.extend(pinned.filter_map(|(entry, _)| Some(entry.held(source.tables)?.key())));
+        source.store.touch(&self.keys, times);
     }
 
     /// Waits for what was started.
@@ -87,7 +96,6 @@ impl Batch {
             }
             self.pins[index] = Some(page);
         }
-        self.keys.clear();
         Ok(())
     }
 

@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::key::Chain;
 use crate::session::{LayerShape, chain_root};
 use crate::store::Store;
+use attend::ATTENDS_PER_REPORT;
 use feed::Prefetch;
 use notes::Notes;
 use persist::OpenSession;
@@ -79,6 +80,7 @@ struct Layer {
     tables: Vec<Table>,
     /// The layer that was attended after this one, to be prefetched next time.
     next: Option<usize>,
+    attends: u64,
 }
 
 impl Layer {
@@ -86,6 +88,15 @@ impl Layer {
         self.len = self.len.min(length);
         for table in &mut self.tables {
             table.truncate(self.len, page_tokens);
+        }
+    }
+
+    /// Counts one attend; tells how many the store should hear of, if it is time for that.
+    fn count_attend(&mut self) -> Option<u64> {
+        self.attends += 1;
+        match self.attends {
+            1 => Some(1),
+            count => count.is_multiple_of(ATTENDS_PER_REPORT).then_some(ATTENDS_PER_REPORT),
         }
     }
 

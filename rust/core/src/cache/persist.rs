@@ -228,7 +228,7 @@ impl KvCache {
             let tables: Vec<_> = (0..self.rows)
                 .map(|row| self.adopt_table(index, row, length / page_tokens, &mut lost))
                 .collect();
-            self.layers[index] = Layer { shape: Some(*shape), len: length, tables, next: None };
+            self.layers[index] = Layer { shape: Some(*shape), len: length, tables, ..Layer::default() };
         }
         if let Some(page) = lost.first {
             self.crop(page * page_tokens);

@@ -37,7 +37,7 @@ use crate::policy::{KeyMap, new_policy};
 use crate::recovery::{Recovered, recover};
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::tier::lock::DirectoryLock;
-use crate::tier::ram::{Arena, PageMut};
+use crate::tier::ram::{Arena, Page, PageMut};
 
 /// How often a wait looks for Ctrl-C.
 const TICK: Duration = Duration::from_millis(50);
@@ -173,20 +173,24 @@ impl Store {
     }
 
     /// Makes a filled page known under its key, with one reference for the caller.
-    /// Where the key is known already the given page is dropped and the present one gets the reference.
+    /// Where the key is in RAM already the given page is dropped and the present one gets the
+    /// reference. Returns the page that is kept.
     ///
     /// # Errors
     /// `Poisoned` after a failed sync; `Forked`.
-    pub fn seal(&self, key: PageKey, mut page: PageMut, lifetime: Lifetime) -> Result<()> {
+    pub fn seal(&self, key: PageKey, mut page: PageMut, lifetime: Lifetime) -> Result<Page> {
         self.inner.check()?;
         page.zero_padding();
+        let page = Arc::new(page);
         let mut state = self.inner.state.lock();
         if let Some(cause) = &state.poisoned {
             return Err(Error::Poisoned(cause.clone()));
         }
         let stored = state.is_stored(key);
-        let fresh = state.insert_page(key, Arc::new(page), lifetime, false);
-        state.held(key, lifetime).refs += 1;
+        let fresh = state.insert_page(key, page.clone(), lifetime, false);
+        let held = state.held(key, lifetime);
+        held.refs += 1;
+        let kept = held.page.clone().unwrap_or(page);
         if fresh && stored {
             state.set_copy(key, Copy::Stored);
         }
@@ -194,7 +198,7 @@ impl Store {
         if self.inner.has_work(&state) {
             self.inner.work.notify_one();
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// One more reference to each page; unknown keys are remembered too, as missing.
@@ -218,10 +222,15 @@ impl Store {
         }
     }
 
-    /// Tells the policy that pages were read through clones that the caller kept.
-    pub fn touch(&self, keys: &[PageKey]) {
+    /// Tells that pages were read through clones that the caller kept, `times` times each:
+    /// the policy as one read, the counters as so many.
+    pub fn touch(&self, keys: &[PageKey], times: u64) {
+        // In a forked child the lock may be held by a thread that does not exist.
+        if self.inner.check().is_err() {
+            return;
+        }
         let mut state = self.inner.state.lock();
-        state.counters.hits += keys.len() as u64;
+        state.counters.hits += keys.len() as u64 * times;
         for key in keys {
             state.policy.touch(*key);
         }

@@ -186,7 +186,7 @@ fn the_disk_limit_evicts_the_longest_unused_session_first() {
     let mut failure = None;
     for page in huge.page_keys() {
         match store.allocate(page.bytes) {
-            Ok(body) => store.seal(page.key, body, Lifetime::Durable).unwrap(),
+            Ok(body) => drop(store.seal(page.key, body, Lifetime::Durable).unwrap()),
             Err(error) => {
                 failure = Some(error);
                 break;
