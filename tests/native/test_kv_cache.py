@@ -404,3 +404,5 @@ def test_doctor_and_version(tmp_path):
     assert found.keys() == {"simd", "threads", "direct_io", "io_uring", "page_size"}
     assert found["simd"] == _native.simd_level()
     assert found["simd"] in {"avx512", "avx2", "neon", "scalar"}
+    assert not list(tmp_path.iterdir())
+    assert _native.doctor(str(tmp_path / "missing"))["direct_io"] is False

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use stratakv_core::attend::SimdLevel;
-use stratakv_core::io::{EngineKind, Mode, OsDisk, open_engine};
+use stratakv_core::io::{ALIGN, Access, AlignedBuf, Disk as _, EngineKind, Mode, OsDisk, Usage, open_engine};
 
 use crate::enter::enter;
 use crate::threads;
@@ -23,9 +23,8 @@ pub(crate) fn simd_level() -> String {
 pub(crate) fn doctor(py: Python<'_>, directory: Option<PathBuf>) -> PyResult<Bound<'_, PyDict>> {
     let (num_threads, direct_io, engine) = enter(py, || {
         let directory = directory.unwrap_or_else(std::env::temp_dir);
-        // A directory that can't be opened has no direct I/O either.
-        let disk = OsDisk::open(directory, Mode::Direct);
-        let direct_io = disk.is_ok_and(|disk| disk.effective_mode() == Mode::Direct);
+        // A directory that nothing can be written to has no direct I/O either.
+        let direct_io = takes_direct_io(directory).unwrap_or(false);
         Ok((threads::current().threads(), direct_io, open_engine(EngineKind::Auto).name()))
     })?;
     let dict = PyDict::new(py);
@@ -33,6 +32,19 @@ pub(crate) fn doctor(py: Python<'_>, directory: Option<PathBuf>) -> PyResult<Bou
     dict.set_item("threads", num_threads)?;
     dict.set_item("direct_io", direct_io)?;
     dict.set_item("io_uring", engine.contains("uring"))?;
-    dict.set_item("page_size", stratakv_core::io::ALIGN)?;
+    dict.set_item("page_size", ALIGN)?;
     Ok(dict)
+}
+
+/// Whether a file of `directory` can be written past the page cache: tried on one that is
+/// removed again, since file systems tell in no other way.
+fn takes_direct_io(directory: PathBuf) -> std::io::Result<bool> {
+    let disk = OsDisk::open(directory, Mode::Direct)?;
+    let name = format!("stratakv-doctor-{}.tmp", std::process::id());
+    let file = disk.open(&name, Access::Create, Usage::Pages)?;
+    let block = AlignedBuf::zeroed(ALIGN);
+    let written = file.write_at(&[&*block], 0);
+    drop(file);
+    disk.remove(&name)?;
+    written.map(|()| disk.effective_mode() == Mode::Direct)
 }
