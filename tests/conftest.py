@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Tiny models gain nothing from threads, and lose much to waiting for them on a busy machine.
+torch.set_num_threads(1)
+
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
 

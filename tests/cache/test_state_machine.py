@@ -56,6 +56,8 @@ class Twin:
 
     def __init__(self, fast, slow, history):
         self.fast, self.slow, self.history = fast, slow, history
+        # Adopted pages say nothing of heads and dims: the first append does.
+        self.is_readable = True
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -116,6 +118,7 @@ class CacheMachine(RuleBasedStateMachine):
                 values = _values(layer, prefixes, VALUE_DIM)[:, :, -new_tokens:]
                 cache.append(layer, keys, values)
         twin.history = prefixes
+        twin.is_readable = True
 
     @rule(twin=twins, length=st.integers(0, 60))
     def crop(self, twin, length):
@@ -134,7 +137,9 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(target=twins, twin=twins)
     def fork(self, twin):
         history = [list(row) for row in twin.history]
-        return self._twin(history, twin.fast.fork(), twin.slow.fork())
+        fork = self._twin(history, twin.fast.fork(), twin.slow.fork())
+        fork.is_readable = twin.is_readable
+        return fork
 
     @rule(twin=twins)
     def reset(self, twin):
@@ -157,13 +162,16 @@ class CacheMachine(RuleBasedStateMachine):
         if found == 0:
             fresh.slow.reset()
         fresh.history = [wanted[:found]] if found else []
+        fresh.is_readable = not found
         return fresh
 
     @precondition(lambda self: self.directory is not None)
     @rule(target=names, twin=twins, name=st.sampled_from(["a", "b", "c"]))
     def save(self, twin, name):
-        known = bool(twin.history) and all(
-            twin.slow.token_ids(row) is not None for row in range(len(twin.history))
+        known = (
+            bool(twin.history)
+            and twin.is_readable
+            and all(twin.slow.token_ids(row) is not None for row in range(len(twin.history)))
         )
         if not known:
             return multiple()
@@ -193,7 +201,7 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def attend(self, twin, num_new, group, biased, causal):
         length = twin.slow.length(0) if twin.history else 0
-        if length < num_new:
+        if length < num_new or not twin.is_readable:
             return
         num_rows = len(twin.history)
         query = torch.randn(num_rows, NUM_HEADS * group, num_new, KEY_DIM)
@@ -215,7 +223,7 @@ class CacheMachine(RuleBasedStateMachine):
             for layer in range(NUM_LAYERS):
                 length = twin.slow.length(layer)
                 assert twin.fast.length(layer) == length
-                if num_rows and length:
+                if num_rows and length and twin.is_readable:
                     self._compare(twin, layer, 0, length)
                     self._compare(twin, layer, length // 2, length)
             for row in range(num_rows):

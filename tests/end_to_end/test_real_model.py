@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ def loaded():
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("gguf")
     folder = Path(spec.origin).parent
+    torch.set_num_threads(min(os.cpu_count() or 1, 8))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
-    return model.eval(), tokenizer
+    yield model.eval(), tokenizer
+    torch.set_num_threads(1)
 
 
 def _prompt(tokenizer, num_tokens):
@@ -43,7 +46,8 @@ def test_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
     model, tokenizer = loaded
     ids = _prompt(tokenizer, 2300)
     options = {"max_new_tokens": 64, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+    plain = DynamicCache(config=model.config)
+    expected = model.generate(ids, past_key_values=plain, **options)
     with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
         actual = model.generate(ids, past_key_values=cache, prefill_chunk_size=512, **options)
         assert torch.equal(actual, expected)
@@ -53,7 +57,7 @@ def test_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
         cache.save()
     longer = torch.cat([expected, _prompt(tokenizer, 40)], 1)
     options |= {"max_new_tokens": 8, "attention_mask": torch.ones_like(longer)}
-    expected = model.generate(longer, past_key_values=DynamicCache(config=model.config), **options)
+    expected = model.generate(longer, past_key_values=plain, **options)
     with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
         assert cache.get_seq_length() == 2300 + 64 - 2
         assert torch.equal(model.generate(longer, past_key_values=cache, **options), expected)

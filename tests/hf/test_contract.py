@@ -30,8 +30,8 @@ MODES = {
 
 @pytest.fixture
 def tiers(tmp_path):
-    """Arguments of a cache whose pages cannot all stay in RAM."""
-    return {"disk": tmp_path, "ram": "64KiB", "page_tokens": 4}
+    """Arguments of a cache whose pages cannot all stay in RAM: a page takes 4 KiB of it at least."""
+    return {"disk": tmp_path, "ram": "96KiB", "page_tokens": 4}
 
 
 def _run(model, inputs, cache, **mode):
@@ -67,7 +67,8 @@ def test_left_padded_batch(name, mode, tiers):
     mask[2, :2] = 0
     inputs = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
     expected = _run(model, inputs, DynamicCache(config=model.config), **MODES[mode])
-    with TieredCache(model.config, **tiers) as cache:
+    # Each of up to twelve rows has an open page in each layer.
+    with TieredCache(model.config, **tiers | {"ram": "256KiB"}) as cache:
         assert torch.equal(_run(model, inputs, cache, **MODES[mode]), expected)
 
 
@@ -126,6 +127,7 @@ def test_encoder_decoder(name, cross, mode, tiers):
     config = model.config
 
     expected = _run(model, inputs, EncoderDecoderCache(DynamicCache(), DynamicCache()), **MODES[mode])
+    tiers["ram"] = "256KiB"
     with TieredCache(config, **tiers) as own, TieredCache(config, **tiers) as other:
         cache = EncoderDecoderCache(own, other if cross else DynamicCache())
         assert torch.equal(_run(model, inputs, cache, **MODES[mode]), expected)

@@ -49,9 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Fills both caches, times decoding in alternating rounds, reports medians and spread."""
-    from transformers import DynamicCache
-
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
+    from stratakv.hf.library import DynamicCache
 
     loaded = load(find_model(args.model), args.dtype, out=out)
     ids = _context(loaded, args.context)

@@ -173,7 +173,8 @@ def _demo_model() -> ModelSource:
 
 def _read(location: str, dtype: str, gguf_file: str | None = None) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stratakv.hf.library import AutoModelForCausalLM, AutoTokenizer
 
     torch_dtype: torch.dtype = getattr(torch, dtype)
     tokenizer = AutoTokenizer.from_pretrained(location, gguf_file=gguf_file)
@@ -229,7 +230,7 @@ def _cache_root() -> Path:
 def _quiet() -> Iterator[None]:
     """Keeps transformers' progress bars and advice off the terminal."""
     os.environ["TQDM_DISABLE"] = "1"
-    from transformers.utils import logging as transformers_logging
+    from stratakv.hf.library import transformers_logging
 
     logging: Any = transformers_logging  # its functions are untyped
     logging.set_verbosity_error()

@@ -3,6 +3,8 @@
 try:
     import transformers as _transformers  # noqa: F401
 except ImportError as error:
+    if error.name != "transformers":  # installed, but something it needs is not
+        raise
     raise ImportError(
         "stratakv.TieredCache needs transformers 5.15 or later: pip install 'stratakv[hf]'"
     ) from error

@@ -1,0 +1,6 @@
+"""The parts of transformers that the command line uses, so that transformers is imported in one room."""
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "DynamicCache", "transformers_logging"]
