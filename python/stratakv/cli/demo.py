@@ -1,6 +1,6 @@
 """`stratakv demo`: a real model reads a long text within a RAM limit, ends, and comes back.
 
-Two processes. The first reads the text in chunks, answers a question and saves the session. The
+Two processes. The first reads the text in chunks, saves the session and answers a question. The
 second, started by the first, opens the session and answers another question. The text hides two
 random facts, one per question, so that a right answer proves that the pages were read. The demo
 fails if an answer is wrong or if the second process computed the text again.
@@ -86,7 +86,7 @@ def _directory(chosen: str | None) -> Iterator[str]:
 
 
 def _first(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Reads the text, answers the first question, saves the session."""
+    """Reads the text, saves the session, answers the first question."""
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
     from stratakv.cli.texts import random_facts
 
@@ -138,13 +138,12 @@ def _read_and_answer(
         f"{format_seconds(read.seconds)}, {format_count(round(read.tokens / read.seconds))} tokens/s",
     )
     line(out, "KV cache", tiers.describe())
-    answer = _ask(driver, context + question)
-    tell_answer(out, facts[0].question, answer["text"], right=facts[0].answered_by(answer["text"]))
     start = time.perf_counter()
     cache.save(SESSION)
-    line(
-        out, "saved", f"session {SESSION} in {format_seconds(time.perf_counter() - start)}, {args.directory}"
-    )
+    saved_seconds = time.perf_counter() - start
+    answer = _ask(driver, context + question)
+    tell_answer(out, facts[0].question, answer["text"], right=facts[0].answered_by(answer["text"]))
+    line(out, "saved", f"session {SESSION}, the text, in {format_seconds(saved_seconds)}, {args.directory}")
     return {
         "model": loaded.name,
         "dtype": loaded.dtype,
@@ -157,7 +156,7 @@ def _read_and_answer(
         "question": facts[0].question,
         "answer": answer["text"],
         "right": facts[0].answered_by(answer["text"]),
-        "session_tokens": cache.get_seq_length(),
+        "session_tokens": len(context),
         "peak_rss_bytes": peak_rss_bytes(),
         "next_fact": asdict(facts[1]),
     }
@@ -190,10 +189,10 @@ def _second(args: argparse.Namespace, first: dict[str, Any], out: Output) -> dic
 def _resume(args: argparse.Namespace, out: Output) -> int:
     """The second process: opens the session, answers, reports."""
     from stratakv.cli.engine import Driver, Interrupt, peak_rss_bytes, tiers_of
-    from stratakv.cli.prompts import next_turn
+    from stratakv.cli.prompts import document_pieces
 
     loaded = load(find_model(args.model), args.dtype, out=out)
-    question = next_turn(loaded.tokenizer, args.resume)
+    _, question = document_pieces(loaded.tokenizer, "", args.resume)
     start = time.perf_counter()
     with (
         Interrupt() as interrupt,
