@@ -129,7 +129,9 @@ def append_cost_128k_over_8k() -> Result:
         for length, cache in caches.items():
             times[length].append(append_seconds(cache, config))
         samples.append(times[128 << 10][-1] / times[8 << 10][-1])
-    details = {f"us_per_token_{length >> 10}k": round(1e6 * statistics.median(times[length]), 1) for length in times}
+    details = {
+        f"us_per_token_{length >> 10}k": round(1e6 * statistics.median(times[length]), 1) for length in times
+    }
     return Result(samples, details)
 
 

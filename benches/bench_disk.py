@@ -20,8 +20,20 @@ FIO_BYTES = "1536m"
 
 def store_figures(what: str, directory: Path) -> float:
     """One sample of the compiled benchmark `store-figures`."""
-    command = ["cargo", "run", "--release", "--locked", "--quiet", "-p", "stratakv-bench", "--bin", "store-figures"]
-    done = subprocess.run([*command, "--", what, str(directory)], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [
+        "cargo",
+        "run",
+        "--release",
+        "--locked",
+        "--quiet",
+        "-p",
+        "stratakv-bench",
+        "--bin",
+        "store-figures",
+    ]
+    done = subprocess.run(
+        [*command, "--", what, str(directory)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return float(json.loads(done.stdout)["sample"])
 
 
@@ -65,7 +77,9 @@ def cold_read_over_fio() -> Result:
         fio("write", directory, 16)
         store_figures("write", directory / "store")
         depth = best_depth("read", directory)
-        pairs = [(store_figures("read", directory / "store"), fio("read", directory, depth)) for _ in range(ROUNDS)]
+        pairs = [
+            (store_figures("read", directory / "store"), fio("read", directory, depth)) for _ in range(ROUNDS)
+        ]
     return Result([ours / peer for ours, peer in pairs], rates(pairs, depth))
 
 

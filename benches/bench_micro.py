@@ -22,7 +22,9 @@ def filled():
 
 
 def sdpa(query_BHTD, keys_BHTD, values_BHTD):
-    return torch.nn.functional.scaled_dot_product_attention(query_BHTD, keys_BHTD, values_BHTD, enable_gqa=True)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query_BHTD, keys_BHTD, values_BHTD, enable_gqa=True
+    )
 
 
 @pytest.mark.benchmark(group="attend, 8K, one token")

@@ -34,10 +34,8 @@ def measure(key: str) -> bool:
     entry = record(one, one.measure(), time.perf_counter() - start)
     low, high = entry["spread"]
     verdict = "holds" if entry["holds"] else "FALLS SHORT"
-    print(
-        f"{key}: {entry['value']:.4g} {one.unit} ({low:.4g} to {high:.4g}), asked {entry['target']}: {verdict}",
-        flush=True,
-    )
+    measured = f"{entry['value']:.4g} {one.unit} ({low:.4g} to {high:.4g})"
+    print(f"{key}: {measured}, asked {entry['target']}: {verdict}", flush=True)
     return bool(entry["holds"])
 
 
@@ -79,7 +77,8 @@ def main() -> int:
         return 0
     keys = args.keys or list(FIGURES)
     if args.here:
-        return 0 if all([measure(key) for key in keys]) else 1
+        missed = [key for key in keys if not measure(key)]
+        return 1 if missed else 0
     return measure_all(keys)
 
 

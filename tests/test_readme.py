@@ -1,0 +1,49 @@
+"""The README's first code runs as it stands, and is as short as it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SNIPPET = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+
+
+@pytest.mark.hf
+def test_the_first_snippet_runs(tmp_path, monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, 64, (1, 100))
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": 4,
+        "do_sample": False,
+    }
+    exec(compile(SNIPPET, "README.md", "exec"), {"model": model, "inputs": inputs})
+    import stratakv
+
+    with stratakv.TieredCache.open(model, "sessions/", name="my-repo") as cache:
+        assert cache.get_seq_length() > 100
+
+
+def test_the_first_snippet_is_short():
+    code = [line for line in SNIPPET.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert len(code) <= 12
+
+
+def test_what_the_readme_names_exists():
+    root = Path(__file__).parents[1]
+    named = re.findall(r"\((docs/[\w./-]+)\)|`((?:python|rust|benches)/[\w./-]+)`", README)
+    assert len(named) >= 7
+    for pair in named:
+        name = next(filter(None, pair))
+        assert (root / name).exists(), name
