@@ -20,20 +20,9 @@ FIO_BYTES = "1536m"
 
 def store_figures(what: str, directory: Path) -> float:
     """One sample of the compiled benchmark `store-figures`."""
-    command = [
-        "cargo",
-        "run",
-        "--release",
-        "--locked",
-        "--quiet",
-        "-p",
-        "stratakv-bench",
-        "--bin",
-        "store-figures",
-    ]
-    done = subprocess.run(
-        [*command, "--", what, str(directory)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = ["cargo", "run", "--release", "--locked", "--quiet", "-p", "stratakv-bench"]
+    command += ["--bin", "store-figures", "--", what, str(directory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["sample"])
 
 
