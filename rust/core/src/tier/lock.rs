@@ -15,7 +15,19 @@ const LOCK_FILE: &str = "LOCK";
 /// Held while a store may write.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
+    process: u32,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Forked children have the file open too, and the lock is theirs as much as ours:
+        // closing it here would leave the directory locked for as long as they live, and
+        // unlocking it there would take the lock from the owner.
+        if std::process::id() == self.process {
+            let _ = self.file.unlock();
+        }
+    }
 }
 
 impl DirectoryLock {
@@ -41,7 +53,7 @@ impl DirectoryLock {
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
         }
         write_owner(&mut file).map_err(|error| Error::io("write", &path, error))?;
-        Ok(Self { _file: file })
+        Ok(Self { file, process: std::process::id() })
     }
 }
 
@@ -74,5 +86,16 @@ mod tests {
         // The file stays, the lock does not: a stale note is taken over.
         assert!(directory.path().join(LOCK_FILE).exists());
         DirectoryLock::take(directory.path()).unwrap();
+    }
+
+    /// A forked child has the file open as long as it lives, as this clone does.
+    #[test]
+    fn a_lock_that_was_given_back_is_free_though_a_child_has_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::take(directory.path()).unwrap();
+        let child = lock.file.try_clone().unwrap();
+        drop(lock);
+        DirectoryLock::take(directory.path()).unwrap();
+        drop(child);
     }
 }
