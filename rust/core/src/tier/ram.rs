@@ -18,6 +18,8 @@ use crate::sync::Mutex;
 
 /// Slabs are about this large: few mappings, and little is stranded by a size that is no longer used.
 const SLAB_BYTES: usize = 1 << 20;
+/// Small limits get smaller ones: pages of one size must not take all of RAM from the others.
+const SLABS_MIN: u64 = 16;
 
 /// A sealed page in RAM: shared and immutable. Holding a clone keeps its slot.
 pub type Page = Arc<PageMut>;
@@ -147,7 +149,8 @@ impl State {
             self.release_unused();
         }
         let room = usize::try_from(limit_bytes.saturating_sub(self.committed_bytes)).unwrap_or(usize::MAX);
-        let slots = (SLAB_BYTES / slot_bytes).max(1).min(room / slot_bytes);
+        let share = usize::try_from(limit_bytes / SLABS_MIN).unwrap_or(usize::MAX);
+        let slots = (SLAB_BYTES.min(share) / slot_bytes).max(1).min(room / slot_bytes);
         if slots == 0 {
             return None;
         }
