@@ -12,7 +12,7 @@ pub use segment::{
     Contents, ENTRY_BYTES, EntryKind, GROUP_HEADER_BYTES, GroupHeader, PageEntry, SEGMENT_HEADER_BYTES,
     SegmentHeader, TRAILER_BYTES, Trailer, decode_contents, encode_contents,
 };
-pub use session::{decode_session, decode_session_head, encode_session};
+pub use session::{decode_session, decode_session_head, encode_session, is_newer_session};
 
 /// Version of the on-disk format that this build writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;

@@ -156,7 +156,7 @@ impl GroupHeader {
 
     /// Offset just past the group's bodies.
     pub fn end(&self) -> u64 {
-        self.offset + Self::encoded_len(self.entries.len()) as u64 + self.body_bytes
+        (self.offset + Self::encoded_len(self.entries.len()) as u64).saturating_add(self.body_bytes)
     }
 
     /// The header's blocks.

@@ -74,6 +74,13 @@ fn encode_body(image: &SessionImage) -> Vec<u8> {
     writer.0
 }
 
+/// Whether the file is a session of a version that this build does not read.
+pub fn is_newer_session(bytes: &[u8]) -> bool {
+    let mut reader = Reader(bytes);
+    let magic = reader.array().is_ok_and(|magic: [u8; 8]| magic == *SESSION_MAGIC);
+    magic && reader.u32().is_ok_and(|version| version > FORMAT_VERSION)
+}
+
 struct Preamble<'a> {
     head: &'a [u8],
     rest: &'a [u8],

@@ -39,6 +39,21 @@ struct Found {
     temporary: bool,
     pages: Vec<(PageEntry, bool)>,
     flaws: Vec<String>,
+    /// Some of it the disk refused to read, now.
+    unread: bool,
+}
+
+/// Why something was not found where it should be.
+struct Miss {
+    what: String,
+    /// The disk failed: what is there is unknown, not damaged.
+    unread: bool,
+}
+
+impl From<String> for Miss {
+    fn from(what: String) -> Self {
+        Self { what, unread: false }
+    }
 }
 
 /// Reads the segments of `disk`. With `read_only` nothing is deleted.
@@ -70,13 +85,37 @@ pub fn recover(disk: &Arc<dyn Disk>, segment_bytes: u64, read_only: bool) -> Res
                 recovered.segments.reserve_id(id);
                 segments.push((id, entry.name));
             }
-            _ => recovered.report.push(format!("{} is not a segment; left alone", entry.name)),
+            Some(id) => {
+                recovered.segments.reserve_id(id);
+                recovered.report.push(format!("{} is not a file; left alone", entry.name));
+            }
+            None => recovered.report.push(format!("{} is not a segment; left alone", entry.name)),
         }
     }
-    for found in read_all(disk.as_ref(), &segments) {
+    let found = read_all(disk.as_ref(), &segments);
+    if !read_only {
+        make_durable(disk.as_ref(), &found)?;
+    }
+    for found in found {
         recovered.add(disk.as_ref(), found, read_only);
     }
     Ok(recovered)
+}
+
+/// Pages that a killed process wrote last are read and trusted from now on, so they must
+/// outlive a power cut from now on, as those do that were flushed.
+fn make_durable(disk: &dyn Disk, found: &[Found]) -> Result<()> {
+    let unsynced = |found: &&Found| !found.temporary && found.pages.iter().any(|(_, verified)| !verified);
+    let mut synced = false;
+    for found in found.iter().filter(unsynced) {
+        let Some(file) = &found.file else { continue };
+        file.sync().map_err(|error| Error::io("sync", &found.name, error))?;
+        synced = true;
+    }
+    if synced {
+        disk.sync_dir(SEGMENTS_DIR).map_err(|error| Error::io("sync", SEGMENTS_DIR, error))?;
+    }
+    Ok(())
 }
 
 /// Reads all segments, several at a time, in the order given.
@@ -98,7 +137,7 @@ fn read_all(disk: &dyn Disk, segments: &[(u64, String)]) -> Vec<Found> {
 
 impl Recovered {
     fn add(&mut self, disk: &dyn Disk, found: Found, read_only: bool) {
-        let Found { id, name, file, len, temporary, pages, flaws } = found;
+        let Found { id, name, file, len, temporary, pages, flaws, unread } = found;
         self.report.extend(flaws.into_iter().map(|flaw| format!("{name} {flaw}")));
         let Some(file) = file else { return };
         if temporary {
@@ -108,7 +147,7 @@ impl Recovered {
             }
             return;
         }
-        self.segments.adopt(id, file, len);
+        self.segments.adopt(id, file, len, !unread);
         for (entry, verified) in pages {
             self.insert(id, entry, verified);
         }
@@ -116,16 +155,24 @@ impl Recovered {
 
     fn insert(&mut self, segment: u64, entry: PageEntry, verified: bool) {
         let location = Location { segment, entry, verified };
-        if let Some(old) = self.index.get_mut(&entry.key) {
-            if old.verified && !verified {
+        if let Some(old) = self.index.get(&entry.key).copied() {
+            // Of two copies that a crash may have torn, one was durable before the other was begun.
+            let (torn_new, torn_old) = (!verified, !old.verified);
+            if torn_new && (!torn_old || self.is_whole(&old)) {
                 return;
             }
-            let old = std::mem::replace(old, location);
             self.segments.count_page(&old, false);
-        } else {
-            self.index.insert(entry.key, location);
         }
+        self.index.insert(entry.key, location);
         self.segments.count_page(&location, true);
+    }
+
+    fn is_whole(&self, location: &Location) -> bool {
+        let mut body = AlignedBuf::zeroed(location.entry.padded_len() as usize);
+        self.segments.get(location.segment).is_some_and(|segment| {
+            let read = segment.file.read_at(&mut body, location.entry.offset());
+            read.is_ok() && crc32c::crc32c(&body) == location.entry.crc
+        })
     }
 }
 
@@ -138,6 +185,7 @@ fn read_segment(disk: &dyn Disk, id: u64, name: &str) -> Found {
         temporary: false,
         pages: Vec::new(),
         flaws: Vec::new(),
+        unread: false,
     };
     let opened = disk.open(name, Access::Read, Usage::Pages).and_then(|file| Ok((file.len()?, file)));
     let (len, file) = match opened {
@@ -149,35 +197,48 @@ fn read_segment(disk: &dyn Disk, id: u64, name: &str) -> Found {
     };
     found.len = len;
     let mut segment = id;
-    match read_block(file.as_ref(), 0, len).and_then(|block| SegmentHeader::decode(&block)) {
-        Ok(header) => {
+    let mut ours = true;
+    let first = read_range(file.as_ref(), 0, len.min(ALIGN as u64) as usize, len);
+    match first.map(|block| (SegmentHeader::decode(&block), block)) {
+        Ok((Ok(header), _)) => {
             found.temporary = header.temporary;
             segment = header.id;
+            if len < SEGMENT_HEADER_BYTES as u64 {
+                found.flaws.push("is cut off inside its header".into());
+            }
         }
-        Err(flaw) => found.flaws.push(flaw),
+        Ok((Err(flaw), block)) => {
+            // Nothing but zeros is what a crash leaves of a header.
+            ours = block.iter().all(|byte| *byte == 0);
+            found.flaws.push(flaw);
+        }
+        Err(miss) => {
+            ours = miss.unread;
+            found.flaw(&miss, "");
+        }
     }
     if !found.temporary {
         found.read_pages(file.as_ref(), segment);
     }
-    found.file = Some(file);
-    if found.pages.is_empty() && !found.flaws.is_empty() {
-        // Not ours as far as can be told: it is not counted, and never deleted.
-        found.file = None;
-    }
+    // Where it is not ours as far as can be told, it is not counted, and never deleted.
+    found.file = (ours || !found.pages.is_empty()).then_some(file);
     found
 }
 
-/// One block, as a flaw where it can't be had.
-fn read_block(file: &dyn DiskFile, offset: u64, len: u64) -> Result<AlignedBuf, String> {
+/// One block.
+fn read_block(file: &dyn DiskFile, offset: u64, len: u64) -> Result<AlignedBuf, Miss> {
     read_range(file, offset, ALIGN, len)
 }
 
-fn read_range(file: &dyn DiskFile, offset: u64, bytes: usize, len: u64) -> Result<AlignedBuf, String> {
-    if offset + bytes as u64 > len {
-        return Err(format!("ends at {len}, inside what starts at offset {offset}"));
+fn read_range(file: &dyn DiskFile, offset: u64, bytes: usize, len: u64) -> Result<AlignedBuf, Miss> {
+    if offset.checked_add(bytes as u64).is_none_or(|end| end > len) {
+        return Err(format!("ends at {len}, inside what starts at offset {offset}").into());
     }
     let mut buf = AlignedBuf::zeroed(bytes.next_multiple_of(ALIGN));
-    file.read_at(&mut buf, offset).map_err(|error| format!("can't be read at offset {offset}: {error}"))?;
+    file.read_at(&mut buf[..bytes], offset).map_err(|error| Miss {
+        what: format!("can't be read at offset {offset}: {error}"),
+        unread: error.kind() != io::ErrorKind::UnexpectedEof,
+    })?;
     Ok(buf)
 }
 
@@ -190,11 +251,16 @@ impl Found {
                 }
             }
             Ok(None) => self.walk(file, segment),
-            Err(flaw) => {
-                self.flaws.push(flaw);
+            Err(miss) => {
+                self.flaw(&miss, "");
                 self.walk(file, segment);
             }
         }
+    }
+
+    fn flaw(&mut self, miss: &Miss, consequence: &str) {
+        self.unread |= miss.unread;
+        self.flaws.push(format!("{}{consequence}", miss.what));
     }
 
     /// Keeps an entry whose body the file is long enough for.
@@ -209,18 +275,18 @@ impl Found {
     fn walk(&mut self, file: &dyn DiskFile, segment: u64) {
         let (mut offset, mut durable_until) = (SEGMENT_HEADER_BYTES as u64, 0);
         let (mut cut_off, mut groups) = (0_u64, Vec::new());
-        while offset + ALIGN as u64 <= self.len {
+        while offset.saturating_add(ALIGN as u64) <= self.len {
             match read_group(file, segment, offset, self.len) {
                 Ok(group) => {
                     durable_until = durable_until.max(group.durable_until);
                     offset = group.end();
                     groups.push(group);
                 }
-                Err(flaw) => {
-                    let next = next_group(file, segment, offset + ALIGN as u64, self.len);
+                Err(miss) => {
+                    let (next, unread) = next_group(file, segment, offset + ALIGN as u64, self.len);
+                    self.unread |= unread;
                     let until = next.unwrap_or(self.len);
-                    self.flaws
-                        .push(format!("{flaw} at offset {offset}: {} bytes are skipped", until - offset));
+                    self.flaw(&miss, &format!(" at offset {offset}: {} bytes are skipped", until - offset));
                     offset = until;
                 }
             }
@@ -236,7 +302,7 @@ impl Found {
 }
 
 /// The table of contents; `None` where the segment was never finished.
-fn read_contents(file: &dyn DiskFile, segment: u64, len: u64) -> Result<Option<Vec<PageEntry>>, String> {
+fn read_contents(file: &dyn DiskFile, segment: u64, len: u64) -> Result<Option<Vec<PageEntry>>, Miss> {
     let least = (SEGMENT_HEADER_BYTES + TRAILER_BYTES) as u64;
     if len < least || !len.is_multiple_of(ALIGN as u64) {
         return Ok(None);
@@ -246,37 +312,41 @@ fn read_contents(file: &dyn DiskFile, segment: u64, len: u64) -> Result<Option<V
     };
     let end = len - TRAILER_BYTES as u64;
     let table_bytes = end.checked_sub(trailer.contents_offset).filter(|bytes| *bytes <= end);
-    let table_bytes = table_bytes.ok_or("has a trailer that points behind itself")?;
+    let table_bytes = table_bytes.ok_or_else(|| "has a trailer that points behind itself".to_owned())?;
     let table = read_range(file, trailer.contents_offset, table_bytes as usize, len)?;
-    decode_contents(&table, &trailer).map(Some)
+    Ok(Some(decode_contents(&table, &trailer)?))
 }
 
-fn read_group(file: &dyn DiskFile, segment: u64, offset: u64, len: u64) -> Result<GroupHeader, String> {
+fn read_group(file: &dyn DiskFile, segment: u64, offset: u64, len: u64) -> Result<GroupHeader, Miss> {
     let first = read_block(file, offset, len)?;
     let announced = GroupHeader::announced_len(&first)?;
     if announced <= ALIGN {
-        return GroupHeader::decode(&first, segment, offset);
+        return Ok(GroupHeader::decode(&first, segment, offset)?);
     }
-    GroupHeader::decode(&read_range(file, offset, announced, len)?, segment, offset)
+    Ok(GroupHeader::decode(&read_range(file, offset, announced, len)?, segment, offset)?)
 }
 
-/// Offset of the next intact group at or after `from`.
-fn next_group(file: &dyn DiskFile, segment: u64, from: u64, len: u64) -> Option<u64> {
-    let mut start = from;
+/// Offset of the next intact group at or after `from`, and whether the disk refused to
+/// read something before it.
+fn next_group(file: &dyn DiskFile, segment: u64, from: u64, len: u64) -> (Option<u64>, bool) {
+    let (mut start, mut unread) = (from, false);
     while start + ALIGN as u64 <= len {
         let bytes =
             usize::try_from(len - start).map_or(SCAN_BYTES, |left| left.min(SCAN_BYTES)) / ALIGN * ALIGN;
         // A region that can't be read is stepped over like any other damage.
-        if let Ok(chunk) = read_range(file, start, bytes, len) {
-            for (index, block) in chunk.chunks_exact(ALIGN).enumerate() {
-                let offset = start + (index * ALIGN) as u64;
-                if GroupHeader::announced_len(block).is_ok() && read_group(file, segment, offset, len).is_ok()
-                {
-                    return Some(offset);
+        match read_range(file, start, bytes, len) {
+            Ok(chunk) => {
+                for (index, block) in chunk.chunks_exact(ALIGN).enumerate() {
+                    let offset = start + (index * ALIGN) as u64;
+                    let is_group = GroupHeader::announced_len(block).is_ok();
+                    if is_group && read_group(file, segment, offset, len).is_ok() {
+                        return (Some(offset), unread);
+                    }
                 }
             }
+            Err(miss) => unread |= miss.unread,
         }
         start += bytes as u64;
     }
-    None
+    (None, unread)
 }

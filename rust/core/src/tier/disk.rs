@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::format::{GroupHeader, PageEntry, SEGMENT_HEADER_BYTES, SegmentHeader, Trailer, encode_contents};
+use crate::format::{
+    ENTRY_BYTES, GroupHeader, PageEntry, SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Trailer,
+    encode_contents,
+};
 use crate::io::{Access, AlignedBuf, Disk, DiskFile, Usage};
 
 /// Directory of the segment files.
@@ -24,6 +27,13 @@ pub struct Location {
     pub verified: bool,
 }
 
+impl Location {
+    /// Whether both name the same bytes, whatever is known of them.
+    pub fn is_at(&self, other: &Self) -> bool {
+        (self.segment, self.entry) == (other.segment, other.entry)
+    }
+}
+
 /// One segment file.
 pub struct Segment {
     /// The open file.
@@ -36,8 +46,12 @@ pub struct Segment {
     pub durable_until: u64,
     /// No group is added any more.
     pub finished: bool,
+    /// Deleted when no page of it is used: false where a part of it could not be read.
+    pub removable: bool,
     /// Groups on their way to the file.
     pub writes: u32,
+    /// Pages that its table of contents will list.
+    num_pages: u64,
     /// Pages of the segment that the store's index points to.
     pub live_pages: u64,
     /// Bytes of those, padded.
@@ -74,7 +88,9 @@ pub fn segment_name(id: u64) -> String {
 /// The number in a segment's file name.
 pub fn segment_id(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(SEGMENTS_DIR)?.strip_prefix('/')?.strip_suffix(".seg")?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
+    let id = u64::from_str_radix(digits, 16).ok()?;
+    // Spelled as this crate spells it, and with room for later numbers.
+    (segment_name(id) == name && id < u64::MAX / 2).then_some(id)
 }
 
 impl Segments {
@@ -88,8 +104,8 @@ impl Segments {
         self.next_id = self.next_id.max(id.saturating_add(1));
     }
 
-    /// Adds a segment that recovery found. It takes no more groups.
-    pub fn adopt(&mut self, id: u64, file: Arc<dyn DiskFile>, len: u64) {
+    /// Adds a segment that recovery found; its bytes are durable. It takes no more groups.
+    pub fn adopt(&mut self, id: u64, file: Arc<dyn DiskFile>, len: u64, removable: bool) {
         self.total_bytes += len;
         self.reserve_id(id);
         let segment = Segment {
@@ -98,7 +114,9 @@ impl Segments {
             len,
             durable_until: len,
             finished: true,
+            removable,
             writes: 0,
+            num_pages: 0,
             live_pages: 0,
             live_bytes: 0,
             entries: Vec::new(),
@@ -109,6 +127,12 @@ impl Segments {
     /// Bytes of all segment files.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
+    }
+
+    /// Bytes that tables of contents will add.
+    pub fn promised_bytes(&self) -> u64 {
+        let open = |segment: &&Segment| !segment.finished && !segment.temporary;
+        self.files.values().filter(open).map(|segment| tail_bytes(segment.num_pages)).sum()
     }
 
     /// A segment by number.
@@ -139,12 +163,6 @@ impl Segments {
         self.files.iter().map(|(id, segment)| (*id, segment))
     }
 
-    /// Bytes that a group of `pages` (their padded lengths) adds, with a new segment's header if it needs one.
-    pub fn group_bytes(&self, padded_lens: impl ExactSizeIterator<Item = u64>) -> u64 {
-        let header = GroupHeader::encoded_len(padded_lens.len()) as u64;
-        header + padded_lens.sum::<u64>() + SEGMENT_HEADER_BYTES as u64
-    }
-
     /// Reserves the place for a group; `entries` have no blocks yet. Starts a new segment where needed.
     ///
     /// # Errors
@@ -167,6 +185,7 @@ impl Segments {
         self.total_bytes += at - segment.len;
         segment.len = at;
         segment.writes += 1;
+        segment.num_pages += header.entries.len() as u64;
         Ok(Placement { segment: id, file: segment.file.clone(), header })
     }
 
@@ -181,8 +200,14 @@ impl Segments {
         }
         let id = self.next_id;
         self.next_id += 1;
-        let file = self.disk.open(&segment_name(id), Access::Create, Usage::Pages)?;
-        file.write_at(&[&AlignedBuf::padded(&SegmentHeader { id, temporary }.encode())], 0)?;
+        let name = segment_name(id);
+        let file = self.disk.open(&name, Access::Create, Usage::Pages)?;
+        let header = AlignedBuf::padded(&SegmentHeader { id, temporary }.encode());
+        if let Err(error) = file.write_at(&[&header], 0) {
+            // Half a header is of no use; the next open deletes what can't be deleted now.
+            let _ = self.disk.remove(&name);
+            return Err(error);
+        }
         self.total_bytes += SEGMENT_HEADER_BYTES as u64;
         let segment = Segment {
             file,
@@ -190,7 +215,9 @@ impl Segments {
             len: SEGMENT_HEADER_BYTES as u64,
             durable_until: 0,
             finished: false,
+            removable: true,
             writes: 0,
+            num_pages: 0,
             live_pages: 0,
             live_bytes: 0,
             entries: Vec::new(),
@@ -218,12 +245,14 @@ impl Segments {
         }
     }
 
-    /// Segments that no write is under way to and that have bytes to be made durable.
+    /// Segments that have bytes to be made durable, and up to where they are once synced: a
+    /// group that is being moved there just now is not in the file yet.
     pub fn unsynced(&self) -> Vec<(u64, Arc<dyn DiskFile>, u64)> {
+        let until = |segment: &Segment| if segment.writes == 0 { segment.len } else { segment.durable_until };
         self.files
             .iter()
             .filter(|(_, segment)| !segment.temporary && segment.durable_until < segment.len)
-            .map(|(id, segment)| (*id, segment.file.clone(), segment.len))
+            .map(|(id, segment)| (*id, segment.file.clone(), until(segment)))
             .collect()
     }
 
@@ -268,6 +297,19 @@ impl Segments {
         }
         Some(segment)
     }
+}
+
+/// Bytes that a group of pages (their padded lengths) adds at most: with the header of a new
+/// segment and the group's share of a table of contents.
+pub fn group_bytes(padded_lens: impl ExactSizeIterator<Item = u64>) -> u64 {
+    let count = padded_lens.len();
+    let headers = GroupHeader::encoded_len(count) + SEGMENT_HEADER_BYTES;
+    headers as u64 + tail_bytes(count as u64) + padded_lens.sum::<u64>()
+}
+
+/// Bytes of a table of contents with its trailer.
+fn tail_bytes(num_pages: u64) -> u64 {
+    (num_pages * ENTRY_BYTES as u64).next_multiple_of(crate::io::ALIGN as u64) + TRAILER_BYTES as u64
 }
 
 /// The table of contents of a segment that takes no more groups.
