@@ -1,8 +1,8 @@
 //! Finding memory for a page: free slots first, then pages that have a copy on disk, then
 //! waiting until the writer has made one.
 
-use super::Inner;
 use super::state::State;
+use super::{Inner, closed};
 use crate::error::{Error, Result};
 use crate::sync::MutexGuard;
 use crate::tier::ram::PageMut;
@@ -47,6 +47,10 @@ impl Inner {
     ) -> Result<MutexGuard<'a, State>> {
         if let Some(error) = state.write_error.take() {
             return Err(as_error(&error));
+        }
+        // Nobody is left who could write.
+        if state.closing {
+            return Err(closed());
         }
         let under_way = state.writes_in_flight > 0 || state.reads_in_flight > 0 || !state.queue.is_empty();
         let can_be_written = self.can_write() && state.unwritten_bytes > 0;
@@ -95,6 +99,10 @@ pub(super) fn as_error(error: &Error) -> Error {
             needed_bytes: *needed_bytes,
             hint: hint.clone(),
         },
+        Error::Foreign { path, what } => Error::Foreign { path: path.clone(), what: what.clone() },
+        Error::Corrupt { path, what, offset } => {
+            Error::Corrupt { path: path.clone(), what: what.clone(), offset: *offset }
+        }
         other => Error::Poisoned(other.to_string()),
     }
 }

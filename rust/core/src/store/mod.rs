@@ -188,9 +188,8 @@ impl Store {
         }
         let stored = state.is_stored(key);
         let fresh = state.insert_page(key, page.clone(), lifetime, false);
-        let held = state.held(key, lifetime);
-        held.refs += 1;
-        let kept = held.page.clone().unwrap_or(page);
+        state.retain(key, lifetime);
+        let kept = state.held(key, lifetime).page.clone().unwrap_or(page);
         if fresh && stored {
             state.set_copy(key, Copy::Stored);
         }
@@ -203,17 +202,19 @@ impl Store {
 
     /// One more reference to each page; unknown keys are remembered too, as missing.
     pub fn retain(&self, keys: &[PageKey]) {
+        if self.inner.is_forked() {
+            return;
+        }
         let mut state = self.inner.state.lock();
         for key in keys {
-            state.held(*key, Lifetime::Durable).refs += 1;
+            state.retain(*key, Lifetime::Durable);
             self.inner.queue_unwritten(&mut state, *key);
         }
     }
 
     /// Gives references back. Private pages without references are gone.
     pub fn release(&self, keys: &[PageKey]) {
-        // In a forked child the lock may be held by a thread that does not exist.
-        if self.inner.check().is_err() {
+        if self.inner.is_forked() {
             return;
         }
         let mut state = self.inner.state.lock();
@@ -225,8 +226,7 @@ impl Store {
     /// Tells that pages were read through clones that the caller kept, `times` times each:
     /// the policy as one read, the counters as so many.
     pub fn touch(&self, keys: &[PageKey], times: u64) {
-        // In a forked child the lock may be held by a thread that does not exist.
-        if self.inner.check().is_err() {
+        if self.inner.is_forked() {
             return;
         }
         let mut state = self.inner.state.lock();
@@ -238,6 +238,9 @@ impl Store {
 
     /// Whether some tier holds the page.
     pub fn contains(&self, key: PageKey) -> bool {
+        if self.inner.is_forked() {
+            return false;
+        }
         let state = self.inner.state.lock();
         state.index.contains_key(&key) || state.pages.get(&key).is_some_and(|held| held.page.is_some())
     }
@@ -274,20 +277,28 @@ impl Store {
     }
 }
 
+fn closed() -> Error {
+    Error::Invalid("the store is closed".into())
+}
+
 impl Inner {
     /// Whether there is a disk tier to write to.
     fn can_write(&self) -> bool {
         self.disk.is_some() && !self.config.read_only
     }
 
+    /// Whether this is a forked child, where locks may be held by threads that do not exist.
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.owner
+    }
+
     /// Refuses calls in a forked child and after close.
     fn check(&self) -> Result<()> {
-        let here = std::process::id();
-        if here != self.owner {
-            return Err(Error::Forked { owner: self.owner, here });
+        if self.is_forked() {
+            return Err(Error::Forked { owner: self.owner, here: std::process::id() });
         }
         if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Invalid("the store is closed".into()));
+            return Err(closed());
         }
         Ok(())
     }
@@ -305,16 +316,17 @@ impl Inner {
         Ok(self.state.lock())
     }
 
-    /// A durable page without a copy goes to the writer.
+    /// A durable page without a copy goes to the writer, a private one where it waits for need.
     fn queue_unwritten(&self, state: &mut State, key: PageKey) {
-        let unwritten = |held: &state::Held| {
-            held.lifetime == Lifetime::Durable && held.copy == Copy::None && held.page.is_some()
-        };
-        if self.can_write() && state.pages.get(&key).is_some_and(unwritten) {
-            state.set_copy(key, Copy::Writing);
-            state.queued_bytes += state.bytes_in_ram(key);
-            state.queue.push_back(key);
+        let unwritten = |held: &&state::Held| held.copy == Copy::None && held.page.is_some();
+        let Some(held) = state.pages.get(&key).filter(unwritten).filter(|_| self.can_write()) else { return };
+        if held.lifetime == Lifetime::Private {
+            state.queue_private(key, false);
+            return;
         }
+        state.set_copy(key, Copy::Writing);
+        state.queued_bytes += state.bytes_in_ram(key);
+        state.queue.push_back(key);
     }
 
     fn submit(&self, batch: Vec<IoOp>) {
@@ -324,11 +336,14 @@ impl Inner {
     }
 
     fn close(&self) -> Result<()> {
-        if std::process::id() != self.owner || self.closed.swap(true, Ordering::AcqRel) {
+        if self.is_forked() || self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let flushed =
-            if self.can_write() { self.flush().and_then(|()| self.write_contents(true)) } else { Ok(()) };
+        let flushed = if self.can_write() { self.flush() } else { Ok(()) };
+        if self.can_write() && flushed.is_ok() {
+            // Not worth a failure: without its table a segment is read by its group headers.
+            let _ = self.write_contents(true);
+        }
         self.stop_writer();
         self.delete_temporaries();
         self.lock.lock().take();

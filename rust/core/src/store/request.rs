@@ -56,6 +56,9 @@ impl Request {
     pub(super) fn start(inner: &Arc<Inner>, keys: &[PageKey]) -> Self {
         let slots = Arc::new(Slots { slots: Mutex::new(vec![Slot::Deferred; keys.len()]) });
         let request = Self { inner: inner.clone(), keys: keys.to_vec(), slots };
+        if inner.is_forked() {
+            return request; // waiting for it says why
+        }
         let mut reads = Vec::new();
         let mut state = inner.state.lock();
         for index in 0..keys.len() {
@@ -114,8 +117,11 @@ impl Request {
     ///
     /// # Errors
     /// `RamFull` when the limit cannot hold the request; `Io` when the disk fails;
-    /// `Interrupted`.
+    /// `Interrupted`; `Forked`.
     pub fn wait(self) -> Result<Vec<Option<Page>>> {
+        if self.inner.is_forked() {
+            self.inner.check()?;
+        }
         let started = Instant::now();
         let mut waited = false;
         let mut state = self.inner.state.lock();
@@ -202,7 +208,7 @@ impl Inner {
         let mut state = self.state.lock();
         state.reads_in_flight -= 1;
         let waiters = state.pages.get_mut(&key).and_then(|held| held.waiters.take()).unwrap_or_default();
-        let slot = match (whole, outcome) {
+        let found = match (whole, outcome) {
             (Some(page), _) => {
                 state.counters.reads += 1;
                 state.counters.read_bytes += location.entry.padded_len();
@@ -214,40 +220,57 @@ impl Inner {
                 Slot::Failed(Arc::new(error), location.segment)
             }
             (None, _) => {
-                state.counters.corrupt_pages += 1;
-                if state.index.get(&key) == Some(&location) {
-                    state.unindex(key);
-                }
+                self.drop_corrupt(&mut state, &location);
                 Slot::Missing
             }
         };
+        // Sealed meanwhile: what the disk says no longer matters.
+        let sealed = state.pages.get(&key).and_then(|held| held.page.clone());
+        let slot = sealed.map_or(found, Slot::Ready);
         for waiter in waiters {
             waiter.give(slot.clone());
         }
-        if matches!(slot, Slot::Missing | Slot::Failed(..)) {
-            state.drop_page(key);
-        }
+        state.forget_idle(key);
+        // Before anybody looks for memory: a clone that is about to go would pin the page.
+        drop(slot);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// The copy of a page on disk is damaged: it is counted and forgotten, and made anew
+    /// where RAM still has the page.
+    pub(super) fn drop_corrupt(&self, state: &mut State, location: &Location) {
+        let key = location.entry.key;
+        state.counters.corrupt_pages += 1;
+        if !state.index.get(&key).is_some_and(|known| known.is_at(location)) {
+            return;
+        }
+        state.unindex(key);
+        if state.pages.get(&key).is_some_and(|held| held.copy == Copy::Stored) {
+            state.set_copy(key, Copy::None);
+            self.queue_unwritten(state, key);
+        }
     }
 
     /// Decides whether a page that was read stays in RAM.
     fn keep_read(&self, state: &mut State, location: Location, page: &Page) {
         let key = location.entry.key;
-        if let Some(known) = state.index.get_mut(&key).filter(|known| known.segment == location.segment) {
+        let known = state.index.get_mut(&key);
+        let copy = if known.is_some() { Copy::Stored } else { Copy::None };
+        if let Some(known) = known.filter(|known| known.is_at(&location)) {
             known.verified = true;
         }
-        let Some(held) = state.pages.get_mut(&key) else { return };
+        let Some(held) = state.pages.get(&key).filter(|held| held.page.is_none()) else { return };
         // A private page whose last reference went while it was being read.
         if held.refs == 0 && held.lifetime == Lifetime::Private {
-            state.drop_page(key);
             return;
         }
         let lifetime = held.lifetime;
-        state.set_copy(key, Copy::Stored);
+        state.set_copy(key, copy);
         let usage = self.arena.usage();
         let has_room = usage.used_bytes + self.reserve_bytes() < usage.limit_bytes;
         let transient = !(state.policy.admit(key) || has_room);
         state.insert_page(key, page.clone(), lifetime, transient);
+        self.queue_unwritten(state, key);
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::state::{Copy, State};
 use super::{Inner, Store};
 use crate::error::{Error, Result};
-use crate::format::GroupHeader;
 use crate::io::{AlignedBuf, DiskFile};
 use crate::key::PageKey;
 use crate::policy::KeySet;
-use crate::tier::disk::{Location, Segments, segment_name};
+use crate::sync::MutexGuard;
+use crate::tier::disk::{Location, SEGMENTS_DIR, Segments, group_bytes, segment_name};
 
 /// What a collection freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,19 @@ pub struct Freed {
     pub pages: u64,
     /// Pages that were moved out of segments to be deleted.
     pub moved_pages: u64,
+}
+
+/// A share of the disk limit, kept for a write until its bytes are counted themselves.
+/// MUST NOT be dropped under the state's lock.
+pub(super) struct Reserved<'a> {
+    inner: &'a Inner,
+    bytes: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.inner.state.lock().reserved_bytes -= self.bytes;
+    }
 }
 
 /// One segment as a collection sees it.
@@ -40,41 +53,52 @@ impl Inner {
         state.segments.as_ref().map_or(0, Segments::total_bytes) + state.session_bytes
     }
 
-    /// The most that the directory may hold now: the user's limit, or what the floor of free space leaves.
-    fn disk_limit(&self, used_bytes: u64) -> Result<u64> {
-        let Some(disk) = &self.disk else { return Ok(u64::MAX) };
-        let free = disk.free_bytes().map_err(|error| Error::io("look at", disk.describe(), error))?;
-        let by_floor = used_bytes.saturating_add(free.saturating_sub(self.config.free_floor_bytes));
-        Ok(self.config.disk_limit_bytes.map_or(by_floor, |limit| limit.min(by_floor)))
+    /// Bytes that the directory holds or will hold, and the most that it may hold now: the
+    /// user's limit, or what the floor of free space leaves.
+    fn disk_budget(&self) -> Result<(MutexGuard<'_, State>, u64, u64)> {
+        let free = match &self.disk {
+            Some(disk) => disk.free_bytes().map_err(|error| Error::io("look at", disk.describe(), error))?,
+            None => u64::MAX,
+        };
+        let state = self.state.lock();
+        let promised = state.segments.as_ref().map_or(0, Segments::promised_bytes);
+        let used = Self::disk_used(&state) + promised + state.reserved_bytes;
+        let by_floor = used.saturating_add(free.saturating_sub(self.config.free_floor_bytes));
+        let limit = self.config.disk_limit_bytes.map_or(by_floor, |limit| limit.min(by_floor));
+        Ok((state, used, limit))
     }
 
     /// Makes sure that `bytes` more fit, deleting what is least valuable where they don't.
-    pub(super) fn make_room(&self, bytes: u64) -> Result<()> {
-        // A segment's header, and the table of contents that it will end with.
-        let needed_bytes = bytes + bytes / 64 + 4 * crate::io::ALIGN as u64;
-        if self.fits(needed_bytes)? {
-            return Ok(());
+    pub(super) fn make_room(&self, bytes: u64) -> Result<Reserved<'_>> {
+        if let Some(reserved) = self.reserve(bytes)? {
+            return Ok(reserved);
         }
         let _one_at_a_time = self.room.lock();
         loop {
-            if self.fits(needed_bytes)? {
-                return Ok(());
+            if let Some(reserved) = self.reserve(bytes)? {
+                return Ok(reserved);
             }
-            if self.collect(true)?.bytes > 0 || self.evict_session()? {
+            if self.collect()?.bytes > 0 || self.evict_session()? {
                 continue;
             }
-            return Err(self.disk_full(needed_bytes)?);
+            return Err(self.disk_full(bytes)?);
         }
     }
 
-    fn fits(&self, bytes: u64) -> Result<bool> {
-        let used = Self::disk_used(&self.state.lock());
-        Ok(used + bytes <= self.disk_limit(used)?)
+    /// Keeps `bytes` of the limit for the caller, if so many are left.
+    fn reserve(&self, bytes: u64) -> Result<Option<Reserved<'_>>> {
+        let (mut state, used, limit) = self.disk_budget()?;
+        if used + bytes > limit {
+            return Ok(None);
+        }
+        state.reserved_bytes += bytes;
+        drop(state);
+        Ok(Some(Reserved { inner: self, bytes }))
     }
 
     fn disk_full(&self, needed_bytes: u64) -> Result<Error> {
-        let used_bytes = Self::disk_used(&self.state.lock());
-        let limit_bytes = self.disk_limit(used_bytes)?;
+        let (state, used_bytes, limit_bytes) = self.disk_budget()?;
+        drop(state);
         let by_floor = self.config.disk_limit_bytes.is_none_or(|limit| limit > limit_bytes);
         let hint = if by_floor {
             format!(
@@ -89,10 +113,9 @@ impl Inner {
 
     /// Deletes the least valuable session that nobody has open; false where there is none.
     fn evict_session(&self) -> Result<bool> {
+        let (images, _) = self.session_images()?;
         let open = self.state.lock().open_sessions.clone();
-        let Some((_, image)) =
-            self.session_images()?.into_iter().find(|(_, image)| !open.contains(&image.name))
-        else {
+        let Some((_, image)) = images.into_iter().find(|(_, image)| !open.contains(&image.name)) else {
             return Ok(false);
         };
         self.delete_session(&image.name)?;
@@ -100,23 +123,30 @@ impl Inner {
         Ok(true)
     }
 
-    /// Deletes pages that neither a session nor a live cache uses. `sparing` moves no page
-    /// where there is no room for the move.
-    pub(super) fn collect(&self, sparing: bool) -> Result<Freed> {
+    /// Deletes pages that neither a session nor a live cache uses, as far as there is room
+    /// for moving the others. The caller holds `room`.
+    pub(super) fn collect(&self) -> Result<Freed> {
         let mut used_by_sessions = KeySet::default();
-        for (_, image) in self.session_images()? {
+        let (images, unreadable) = self.session_images()?;
+        // What a damaged session used nobody can say; of others it can be said later.
+        let known = |error: &Error| matches!(error, Error::Corrupt { .. });
+        if let Some(error) = unreadable.into_iter().find(|error| !known(error)) {
+            return Err(error);
+        }
+        for (_, image) in images {
             used_by_sessions.extend(image.page_keys().iter().map(|page| page.key));
         }
         let mut freed = Freed::default();
         for candidate in self.candidates(&used_by_sessions) {
-            let live_bytes: u64 = candidate.live.iter().map(|location| location.entry.padded_len()).sum();
-            let header = GroupHeader::encoded_len(candidate.live.len()) as u64;
-            if !candidate.live.is_empty() && sparing && !self.fits(live_bytes + header)? {
-                continue;
-            }
             self.delete_segment(&candidate, &mut freed)?;
         }
         Ok(freed)
+    }
+
+    /// How many of a candidate's pages are moved at once.
+    fn pages_at_once(&self, candidate: &Candidate) -> usize {
+        let page_bytes = candidate.live.iter().map(|location| location.entry.padded_len()).max();
+        page_bytes.map_or(1, |bytes| (self.config.group_bytes() / bytes).max(1) as usize)
     }
 
     /// Segments with dead pages, those with the least to move first.
@@ -126,7 +156,7 @@ impl Inner {
         let Some(segments) = &state.segments else { return Vec::new() };
         let mut candidates: BTreeMap<u64, Candidate> = segments
             .iter()
-            .filter(|(_, segment)| !segment.temporary && segment.writes == 0)
+            .filter(|(_, segment)| !segment.temporary && segment.removable && segment.writes == 0)
             .map(|(id, segment)| {
                 let (file, len) = (segment.file.clone(), segment.len);
                 (id, Candidate { segment: id, file, len, live: Vec::new(), dead: Vec::new() })
@@ -156,11 +186,13 @@ impl Inner {
     }
 
     fn delete_segment(&self, candidate: &Candidate, freed: &mut Freed) -> Result<()> {
+        let batches = candidate.live.chunks(self.pages_at_once(candidate));
+        let needed = batches.map(|batch| group_bytes(batch.iter().map(|page| page.entry.padded_len()))).sum();
+        let Some(reserved) = self.reserve(needed)? else { return Ok(()) };
         let moved = self.move_pages(candidate)?;
+        drop(reserved);
         let mut state = self.state.lock();
-        let newly_used = candidate.dead.iter().any(|key| state.is_referenced(*key));
-        let writes = state.segments.as_ref().and_then(|segments| segments.get(candidate.segment));
-        if newly_used || writes.is_none_or(|segment| segment.writes > 0) {
+        if candidate.dead.iter().any(|key| state.is_referenced(*key)) {
             return Ok(()); // somebody came to need it meanwhile
         }
         for key in &candidate.dead {
@@ -170,33 +202,38 @@ impl Inner {
                 freed.pages += 1;
             }
         }
-        if let Some(segments) = &mut state.segments {
-            segments.take(candidate.segment);
+        let segment = state.segments.as_ref().and_then(|segments| segments.get(candidate.segment));
+        if segment.is_none_or(|segment| segment.live_pages > 0) {
+            return Ok(());
         }
         drop(state);
-        freed.moved_pages += moved.0;
-        freed.bytes += candidate.len.saturating_sub(moved.1);
+        // Nothing points to the file any more. It counts until it is gone.
         let name = segment_name(candidate.segment);
         let Some(disk) = &self.disk else { return Ok(()) };
         match disk.remove(&name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", name, error)),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", name, error));
+            }
+            _ => {}
         }
+        if let Some(segments) = &mut self.state.lock().segments {
+            segments.take(candidate.segment);
+        }
+        freed.moved_pages += moved.0;
+        freed.bytes += candidate.len.saturating_sub(moved.1);
+        Ok(())
     }
 
     /// Copies the live pages of a segment to the end of another, durably. Gives their number
     /// and the bytes that they take there.
     fn move_pages(&self, candidate: &Candidate) -> Result<(u64, u64)> {
         let (mut moved, mut moved_bytes) = (0, 0);
-        let group_pages =
-            |location: &Location| (self.config.group_bytes() / location.entry.padded_len()).max(1);
-        let batch = candidate.live.first().map_or(1, group_pages) as usize;
-        for locations in candidate.live.chunks(batch) {
+        for locations in candidate.live.chunks(self.pages_at_once(candidate)) {
             let mut pages = Vec::new();
             for location in locations {
                 match candidate.read(location)? {
                     Some(page) => pages.push((*location, page)),
-                    None => self.drop_corrupt(location),
+                    None => self.drop_corrupt(&mut self.state.lock(), location),
                 }
             }
             if pages.is_empty() {
@@ -208,34 +245,29 @@ impl Inner {
         Ok((moved, moved_bytes))
     }
 
-    fn drop_corrupt(&self, location: &Location) {
-        let mut state = self.state.lock();
-        if state.index.get(&location.entry.key) == Some(location) {
-            state.counters.corrupt_pages += 1;
-            state.unindex(location.entry.key);
-        }
-    }
-
     fn write_moved(&self, pages: &[(Location, AlignedBuf)]) -> Result<u64> {
         let entries: Vec<_> = pages.iter().map(|(location, _)| location.entry).collect();
         let placed = match &mut self.state.lock().segments {
             Some(segments) => segments.place(false, entries),
             None => return Ok(0),
         };
-        let placement = placed.map_err(|error| Error::io("create a segment in", "segments", error))?;
+        let placement = placed.map_err(|error| Error::io("create a segment in", SEGMENTS_DIR, error))?;
         let header = AlignedBuf::padded(&placement.header.encode());
         let mut parts: Vec<&[u8]> = vec![&header];
         parts.extend(pages.iter().map(|(_, page)| &**page));
         let written = placement.file.write_at(&parts, placement.header.offset);
-        // Durable before the old copy goes.
-        let synced = written.and_then(|()| placement.file.sync());
+        // Durable before the old copy goes, under a name that is.
+        let synced = written.and_then(|()| placement.file.sync()).and_then(|()| match &self.disk {
+            Some(disk) => disk.sync_dir(SEGMENTS_DIR),
+            None => Ok(()),
+        });
         let mut state = self.state.lock();
         if let Some(segments) = &mut state.segments {
             segments.wrote(&placement.header, synced.is_ok());
         }
         synced.map_err(|error| Error::io("write", segment_name(placement.segment), error))?;
         for ((old, _), entry) in pages.iter().zip(&placement.header.entries) {
-            if state.index.get(&entry.key) == Some(old) {
+            if state.index.get(&entry.key).is_some_and(|known| known.is_at(old)) {
                 state.index(Location { segment: placement.segment, entry: *entry, verified: true });
             }
         }
@@ -277,6 +309,6 @@ impl Store {
         }
         self.inner.flush()?;
         let _one_at_a_time = self.inner.room.lock();
-        self.inner.collect(false)
+        self.inner.collect()
     }
 }

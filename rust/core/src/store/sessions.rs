@@ -4,9 +4,10 @@
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::state::State;
 use super::{Inner, Store};
 use crate::error::{Error, Result};
-use crate::format::{decode_session, decode_session_head, encode_session};
+use crate::format::{decode_session, decode_session_head, encode_session, is_newer_session};
 use crate::interrupt;
 use crate::io::{Access, AlignedBuf, Disk, Entry, Usage};
 use crate::key::random_bytes;
@@ -37,6 +38,9 @@ pub struct SessionInfo {
     pub last_used: u64,
 }
 
+/// Sessions with their directory entries, and what is wrong with the others.
+type Images = (Vec<(Entry, SessionImage)>, Vec<Error>);
+
 /// What reading every page found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
@@ -56,13 +60,16 @@ pub struct Verification {
 pub(super) fn survey(disk: &dyn Disk, read_only: bool, report: &mut Vec<String>) -> Result<u64> {
     if !read_only {
         disk.create_dir(SESSIONS_DIR).map_err(|error| Error::io("create", SESSIONS_DIR, error))?;
+        // What is in a directory whose own name is lost is lost with it.
+        disk.sync_dir("").map_err(|error| Error::io("sync", disk.describe(), error))?;
     }
     let mut bytes = 0;
     for entry in entries(disk)? {
-        let Some(name) = session_name(&entry.name) else {
+        let Some(name) = session_name(&entry.name).filter(|_| entry.is_file) else {
             if entry.name.ends_with(BESIDE) && entry.is_file && !read_only {
                 disk.remove(&entry.name).map_err(|error| Error::io("remove", &entry.name, error))?;
             } else {
+                bytes += entry.len;
                 report.push(format!("{} is not a session; left alone", entry.name));
             }
             continue;
@@ -164,7 +171,15 @@ impl Inner {
             }
             Err(error) => return Err(error),
         };
-        decode_session(&bytes).map_err(|what| Error::Corrupt { path: path.into(), what, offset: 0 })
+        let image = decode_session(&bytes).map_err(|what| {
+            let path = path.into();
+            if is_newer_session(&bytes) {
+                return Error::Foreign { path, what };
+            }
+            Error::Corrupt { path, what, offset: 0 }
+        })?;
+        // A copied or renamed file is the session that its name says.
+        Ok(SessionImage { name: name.into(), ..image })
     }
 
     fn no_session(&self, name: &str) -> Error {
@@ -184,34 +199,40 @@ impl Inner {
         Error::NotFound { what: format!("no session is named {name:?}; {known}") }
     }
 
-    /// Every session file with its entry, oldest use first; unreadable ones are left out.
-    pub(super) fn session_images(&self) -> Result<Vec<(Entry, SessionImage)>> {
+    /// Every session file with its entry, oldest use first, and what is wrong with the others.
+    pub(super) fn session_images(&self) -> Result<Images> {
         let disk = self.sessions_disk()?;
-        let mut images = Vec::new();
+        let (mut images, mut unreadable) = (Vec::new(), Vec::new());
         for entry in entries(disk)? {
-            let Some(name) = session_name(&entry.name) else { continue };
-            if let Ok(image) = self.read_session(&name) {
-                images.push((entry, image));
+            let Some(name) = session_name(&entry.name).filter(|_| entry.is_file) else { continue };
+            match self.read_session(&name) {
+                Ok(image) => images.push((entry, image)),
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => unreadable.push(error),
             }
         }
         images.sort_by(|a, b| (a.0.modified, &a.0.name).cmp(&(b.0.modified, &b.0.name)));
-        Ok(images)
+        Ok((images, unreadable))
     }
 
-    fn write_session(&self, image: &SessionImage, replace: bool) -> Result<()> {
+    /// Writes a session's file if `still_right` says so once nobody else can change the sessions.
+    fn write_session(&self, image: &SessionImage, still_right: impl Fn() -> Result<()>) -> Result<()> {
         let disk = self.writable_disk("saving a session")?;
         let path = path_of(&image.name)?;
-        if !replace && entries(disk)?.iter().any(|entry| entry.name == path) {
-            return Err(Error::Invalid(format!("a session named {:?} exists already", image.name)));
-        }
         let bytes = encode_session(image);
-        self.make_room(bytes.len() as u64)?;
+        // Room is not made by evicting what is to be replaced: the save may yet fail.
+        let _open = KeptOpen::new(self, &image.name);
+        let _reserved = self.make_room(bytes.len() as u64)?;
+        // A collection that is under way has not seen this session.
+        let _one_at_a_time = self.room.lock();
+        still_right()?;
         let suffix = u64::from_le_bytes(random_bytes()?);
         let beside = format!("{SESSIONS_DIR}/{suffix:016x}{BESIDE}");
         let written = write_beside(disk, &beside, &bytes).and_then(|()| disk.rename(&beside, &path));
         if let Err(error) = written.and_then(|()| disk.sync_dir(SESSIONS_DIR)) {
             // What was written beside is of no use; a leftover goes at the next open.
             let _ = disk.remove(&beside);
+            let _ = self.recount_sessions(disk);
             return Err(Error::io("write", path, error));
         }
         self.recount_sessions(disk)
@@ -224,13 +245,45 @@ impl Inner {
         Ok(())
     }
 
-    /// Deletes a session's file; its pages stay until room is needed.
+    /// Deletes a session's file; its pages stay until room is needed. The caller holds `room`.
     pub(super) fn delete_session(&self, name: &str) -> Result<()> {
         let (disk, path) = (self.writable_disk("removing a session")?, path_of(name)?);
         match disk.remove(&path).and_then(|()| disk.sync_dir(SESSIONS_DIR)) {
             Ok(()) => self.recount_sessions(disk),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.no_session(name)),
             Err(error) => Err(Error::io("remove", path, error)),
+        }
+    }
+}
+
+/// Protects a session from eviction.
+struct KeptOpen<'a> {
+    inner: &'a Inner,
+    name: &'a str,
+}
+
+impl<'a> KeptOpen<'a> {
+    fn new(inner: &'a Inner, name: &'a str) -> Self {
+        inner.state.lock().set_session_open(name, true);
+        Self { inner, name }
+    }
+}
+
+impl Drop for KeptOpen<'_> {
+    fn drop(&mut self) {
+        self.inner.state.lock().set_session_open(self.name, false);
+    }
+}
+
+impl State {
+    fn set_session_open(&mut self, name: &str, open: bool) {
+        let position = self.open_sessions.iter().position(|known| known == name);
+        match (open, position) {
+            (true, _) => self.open_sessions.push(name.to_owned()),
+            (false, Some(position)) => {
+                self.open_sessions.swap_remove(position);
+            }
+            (false, None) => {}
         }
     }
 }
@@ -252,7 +305,7 @@ impl Store {
     /// `ReadOnly`, `DiskFull`, `Io`, `Invalid` for a name that can't be one.
     pub fn save_session(&self, image: &SessionImage) -> Result<()> {
         self.inner.check()?;
-        self.inner.write_session(image, true)
+        self.inner.write_session(image, || Ok(()))
     }
 
     /// Reads a session and notes that it was used.
@@ -271,14 +324,8 @@ impl Store {
 
     /// Protects a session from eviction while a cache goes on with it, or no longer.
     pub fn set_session_open(&self, name: &str, open: bool) {
-        let mut state = self.inner.state.lock();
-        let position = state.open_sessions.iter().position(|known| known == name);
-        match (open, position) {
-            (true, _) => state.open_sessions.push(name.to_owned()),
-            (false, Some(position)) => {
-                state.open_sessions.swap_remove(position);
-            }
-            (false, None) => {}
+        if !self.inner.is_forked() {
+            self.inner.state.lock().set_session_open(name, open);
         }
     }
 
@@ -288,7 +335,7 @@ impl Store {
     /// `Io`, `Invalid` for a store without a directory.
     pub fn sessions(&self) -> Result<Vec<SessionInfo>> {
         self.inner.check()?;
-        let images = self.inner.session_images()?;
+        let (images, _) = self.inner.session_images()?;
         let pages: Vec<Vec<SessionPage>> = images.iter().map(|(_, image)| image.page_keys()).collect();
         let (mut seen, mut shared) = (KeySet::default(), KeySet::default());
         for session in &pages {
@@ -329,10 +376,19 @@ impl Store {
     /// As [`Store::load_session`] and [`Store::save_session`]; `Invalid` where the name is taken.
     pub fn fork_session(&self, source: &str, target: &str) -> Result<()> {
         self.inner.check()?;
+        // Making room for the copy must not take the original.
+        let _open = KeptOpen::new(&self.inner, source);
         let mut image = self.inner.read_session(source)?;
         target.clone_into(&mut image.name);
         image.created = seconds(SystemTime::now());
-        self.inner.write_session(&image, false)
+        self.inner.write_session(&image, || {
+            let path = path_of(target)?;
+            if entries(self.inner.sessions_disk()?)?.iter().any(|entry| entry.name == path) {
+                return Err(Error::Invalid(format!("a session named {target:?} exists already")));
+            }
+            // Were the original gone by now, its pages might be.
+            self.inner.read_session(source).map(drop)
+        })
     }
 
     /// Removes a session. Its pages stay until [`Store::gc`] or until room is needed.
@@ -341,6 +397,7 @@ impl Store {
     /// `NotFound`, `ReadOnly`, `Io`.
     pub fn remove_session(&self, name: &str) -> Result<()> {
         self.inner.check()?;
+        let _one_at_a_time = self.inner.room.lock();
         self.inner.delete_session(name)
     }
 
@@ -356,7 +413,7 @@ impl Store {
             vec![self.inner.read_session(name)?]
         } else {
             survey(self.inner.sessions_disk()?, true, &mut result.problems)?;
-            self.inner.session_images()?.into_iter().map(|(_, image)| image).collect()
+            self.inner.session_images()?.0.into_iter().map(|(_, image)| image).collect()
         };
         let mut checked = KeySet::default();
         for image in images {

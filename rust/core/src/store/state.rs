@@ -41,6 +41,12 @@ impl Held {
     fn is_idle(&self) -> bool {
         self.page.is_none() && self.refs == 0 && self.waiters.is_none()
     }
+
+    /// Bytes that would be lost if the page left RAM now, and that nobody writes yet.
+    fn unwritten_bytes(&self) -> u64 {
+        let page = self.page.as_ref().filter(|_| self.copy == Copy::None && self.refs > 0);
+        page.map_or(0, |page| page.padded_len() as u64)
+    }
 }
 
 /// Counters since opening.
@@ -78,7 +84,9 @@ pub(super) struct State {
     /// Durable pages in the order they were sealed, waiting for the writer.
     pub(super) queue: VecDeque<PageKey>,
     pub(super) queued_bytes: u64,
-    /// Bytes of pages in RAM that have no copy and that nobody writes yet.
+    /// Private pages in the order they were sealed; some may be written, or gone, by now.
+    unwritten: VecDeque<PageKey>,
+    /// Bytes of referenced pages in RAM that have no copy and that nobody writes yet.
     pub(super) unwritten_bytes: u64,
     pub(super) writes_in_flight: u32,
     pub(super) reads_in_flight: u32,
@@ -86,7 +94,11 @@ pub(super) struct State {
     pub(super) starving: u32,
     pub(super) flushes_asked: u64,
     pub(super) flushes_done: u64,
-    /// Why the last flush failed; taken by the one who waits for it.
+    /// All up to this one left everything durable that was sealed before them.
+    pub(super) flushes_succeeded: u64,
+    /// Why the last flush that failed did.
+    pub(super) flush_error: Option<Arc<crate::Error>>,
+    /// Why the writer rests; taken by the first who hears of it.
     pub(super) write_error: Option<Arc<crate::Error>>,
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
@@ -95,6 +107,8 @@ pub(super) struct State {
     pub(super) open_sessions: Vec<String>,
     /// Bytes of session files.
     pub(super) session_bytes: u64,
+    /// Bytes that somebody is about to write to the directory.
+    pub(super) reserved_bytes: u64,
     pub(super) counters: Counters,
 }
 
@@ -108,18 +122,22 @@ impl State {
             transients: VecDeque::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
+            unwritten: VecDeque::new(),
             unwritten_bytes: 0,
             writes_in_flight: 0,
             reads_in_flight: 0,
             starving: 0,
             flushes_asked: 0,
             flushes_done: 0,
+            flushes_succeeded: 0,
+            flush_error: None,
             write_error: None,
             poisoned: None,
             closing: false,
             ram_pages: 0,
             open_sessions: Vec::new(),
             session_bytes: 0,
+            reserved_bytes: 0,
             counters: Counters::default(),
         }
     }
@@ -133,6 +151,21 @@ impl State {
         self.pages.entry(key).or_insert_with(|| Held::new(lifetime))
     }
 
+    /// Changes what is known of a page, and the sum of unwritten bytes with it.
+    fn change<R>(&mut self, key: PageKey, change: impl FnOnce(&mut Held) -> R) -> Option<R> {
+        let held = self.pages.get_mut(&key)?;
+        self.unwritten_bytes -= held.unwritten_bytes();
+        let result = change(held);
+        self.unwritten_bytes += held.unwritten_bytes();
+        Some(result)
+    }
+
+    /// One reference more, to a page that may be unknown.
+    pub(super) fn retain(&mut self, key: PageKey, lifetime: Lifetime) {
+        self.held(key, lifetime);
+        self.change(key, |held| held.refs += 1);
+    }
+
     /// Puts a filled page into RAM; true where the page was not there yet.
     pub(super) fn insert_page(
         &mut self,
@@ -142,17 +175,14 @@ impl State {
         transient: bool,
     ) -> bool {
         let bytes = page.padded_len() as u64;
-        let held = self.held(key, lifetime);
-        if held.page.is_some() {
+        if self.held(key, lifetime).page.is_some() {
             return false;
         }
-        held.page = Some(page);
-        held.transient = transient;
-        let unwritten = held.copy == Copy::None;
+        self.change(key, |held| {
+            held.page = Some(page);
+            held.transient = transient;
+        });
         self.ram_pages += 1;
-        if unwritten {
-            self.unwritten_bytes += bytes;
-        }
         if transient {
             self.transients.push_back(key);
         } else {
@@ -163,17 +193,21 @@ impl State {
 
     /// Takes a page out of RAM; its memory is free once nobody holds it.
     pub(super) fn drop_page(&mut self, key: PageKey) {
-        let Some(held) = self.pages.get_mut(&key) else { return };
-        if let Some(page) = held.page.take() {
+        let Some((page, transient)) = self.change(key, |held| (held.page.take(), held.transient)) else {
+            return;
+        };
+        if page.is_some() {
             self.ram_pages -= 1;
-            if held.copy == Copy::None {
-                self.unwritten_bytes -= page.padded_len() as u64;
-            }
-            if !held.transient {
+            if !transient {
                 self.policy.remove(key);
             }
         }
-        if held.is_idle() {
+        self.forget_idle(key);
+    }
+
+    /// Forgets a page that is neither in RAM nor on its way there nor referenced.
+    pub(super) fn forget_idle(&mut self, key: PageKey) {
+        if self.pages.get(&key).is_some_and(Held::is_idle) {
             self.pages.remove(&key);
         }
     }
@@ -183,19 +217,23 @@ impl State {
         // Several passes over pinned transients would be pointless: each is looked at once.
         for _ in 0..self.transients.len() {
             let Some(key) = self.transients.pop_front() else { break };
-            let Some(held) = self.pages.get(&key).filter(|held| held.transient) else { continue };
-            match &held.page {
-                Some(page) if Arc::strong_count(page) > 1 => self.transients.push_back(key),
-                Some(_) => {
-                    self.drop_page(key);
-                    return true;
-                }
-                None => {}
+            let transient = |held: &&Held| held.transient && held.page.is_some();
+            let Some(held) = self.pages.get(&key).filter(transient) else { continue };
+            if is_evictable(held) {
+                self.drop_page(key);
+                return true;
             }
+            self.transients.push_back(key);
         }
         let pages = &self.pages;
         let victim = self.policy.victim(&mut |key| pages.get(&key).is_some_and(is_evictable));
         victim.inspect(|key| self.drop_page(*key)).is_some()
+    }
+
+    /// Whether `page` is what RAM holds under `key`.
+    pub(super) fn holds(&self, key: PageKey, page: &Page) -> bool {
+        let held = self.pages.get(&key).and_then(|held| held.page.as_ref());
+        held.is_some_and(|held| Arc::ptr_eq(held, page))
     }
 
     pub(super) fn bytes_in_ram(&self, key: PageKey) -> u64 {
@@ -205,30 +243,37 @@ impl State {
 
     /// Changes whether a page has a copy.
     pub(super) fn set_copy(&mut self, key: PageKey, copy: Copy) {
-        let Some(held) = self.pages.get_mut(&key) else { return };
-        let bytes = held.page.as_ref().map_or(0, |page| page.padded_len() as u64);
-        match (held.copy, copy) {
-            (Copy::None, Copy::Writing | Copy::Stored) => self.unwritten_bytes -= bytes,
-            (Copy::Writing | Copy::Stored, Copy::None) => self.unwritten_bytes += bytes,
-            _ => {}
-        }
-        held.copy = copy;
+        self.change(key, |held| held.copy = copy);
     }
 
-    /// The next pages that have no copy, for the writer to make one so that they can leave.
-    pub(super) fn unwritten_victims(&mut self, bytes: u64) -> Vec<PageKey> {
-        let (mut victims, mut sum) = (Vec::new(), 0);
-        while sum < bytes {
+    /// Remembers a private page as one to be written when RAM runs short; `first` before all others.
+    pub(super) fn queue_private(&mut self, key: PageKey, first: bool) {
+        if self.unwritten.len() > 2 * self.pages.len() + 64 {
             let pages = &self.pages;
-            let unwritten = |held: &Held| held.copy == Copy::None && held.refs > 0;
-            let Some(key) = self.policy.victim(&mut |key| pages.get(&key).is_some_and(unwritten)) else {
-                break;
-            };
-            sum += self.bytes_in_ram(key);
-            self.set_copy(key, Copy::Writing);
-            victims.push(key);
+            self.unwritten.retain(|key| pages.get(key).is_some_and(|held| held.unwritten_bytes() > 0));
         }
-        victims
+        if first {
+            self.unwritten.push_front(key);
+        } else {
+            self.unwritten.push_back(key);
+        }
+    }
+
+    /// Private pages without a copy, for the writer to make one so that they can leave: the
+    /// longest sealed first. The policy is not asked: it names pages that leave full RAM now.
+    pub(super) fn next_unwritten(&mut self, bytes: u64) -> Vec<PageKey> {
+        let (mut keys, mut sum) = (Vec::new(), 0);
+        while sum < bytes
+            && let Some(key) = self.unwritten.pop_front()
+        {
+            let page_bytes = self.pages.get(&key).map_or(0, Held::unwritten_bytes);
+            if page_bytes > 0 {
+                sum += page_bytes;
+                self.set_copy(key, Copy::Writing);
+                keys.push(key);
+            }
+        }
+        keys
     }
 
     /// Forgets where a page lies on disk.
@@ -250,11 +295,8 @@ impl State {
 
     /// One reference fewer. A private page without references is gone.
     pub(super) fn release(&mut self, key: PageKey) {
-        let Some(held) = self.pages.get_mut(&key) else { return };
-        held.refs = held.refs.saturating_sub(1);
-        if held.refs > 0 {
-            return;
-        }
+        self.change(key, |held| held.refs = held.refs.saturating_sub(1));
+        let Some(held) = self.pages.get(&key).filter(|held| held.refs == 0) else { return };
         if held.lifetime == Lifetime::Private {
             // A read or write under way finds the entry gone and drops its page.
             if held.copy != Copy::Writing {

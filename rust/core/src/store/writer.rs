@@ -4,15 +4,15 @@
 use std::io;
 use std::sync::Arc;
 
-use super::Inner;
 use super::memory::as_error;
 use super::state::{Copy, State};
+use super::{Inner, closed};
 use crate::error::{Error, Result};
 use crate::format::{EntryKind, GroupHeader, PageEntry};
 use crate::io::{AlignedBuf, IoOp, WriteBuf};
 use crate::key::PageKey;
 use crate::sync::MutexGuard;
-use crate::tier::disk::{Location, SEGMENTS_DIR, Segments, segment_name};
+use crate::tier::disk::{Location, SEGMENTS_DIR, Segments, group_bytes, segment_name};
 use crate::tier::ram::{Page, PageMut};
 
 /// Groups on their way to the disk at once: enough to keep its queue filled while the next
@@ -47,6 +47,7 @@ impl Inner {
     pub(super) fn stop_writer(&self) {
         self.state.lock().closing = true;
         self.work.notify_all();
+        self.changed.notify_all();
         let thread = self.writer.lock().take();
         if let Some(thread) = thread {
             let _ = thread.join();
@@ -116,7 +117,7 @@ impl Inner {
         }
         let temporary = keys.is_empty();
         if temporary && (state.starving > 0 || self.is_above_watermark(state)) {
-            keys = state.unwritten_victims(limit);
+            keys = state.next_unwritten(limit);
         }
         if state.queue.is_empty() {
             state.queued_bytes = 0;
@@ -133,13 +134,13 @@ impl Inner {
         drop(state);
         // Checksums take a while: outside the lock.
         let entries: Vec<_> = group.pages.iter().map(|(key, page)| entry_of(*key, page)).collect();
-        let lens: Vec<u64> = entries.iter().map(PageEntry::padded_len).collect();
-        if let Err(error) =
-            self.make_room(lens.iter().sum::<u64>() + GroupHeader::encoded_len(lens.len()) as u64)
-        {
-            self.give_up(&group, error);
-            return;
-        }
+        let reserved = match self.make_room(group_bytes(entries.iter().map(PageEntry::padded_len))) {
+            Ok(reserved) => reserved,
+            Err(error) => {
+                self.give_up(&group, error);
+                return;
+            }
+        };
         let mut state = self.state.lock();
         let Some(segments) = &mut state.segments else {
             state.writes_in_flight -= 1;
@@ -150,11 +151,13 @@ impl Inner {
             Ok(placement) => placement,
             Err(error) => {
                 drop(state);
+                drop(reserved);
                 self.give_up(&group, Error::io("create a segment in", SEGMENTS_DIR, error));
                 return;
             }
         };
         drop(state);
+        drop(reserved);
         let mut parts: Vec<Arc<dyn WriteBuf>> =
             vec![Arc::new(AlignedBuf::padded(&placement.header.encode()))];
         parts.extend(
@@ -179,10 +182,10 @@ impl Inner {
         state.writes_in_flight -= 1;
         state.counters.writes += 1;
         state.counters.written_bytes += header.body_bytes;
-        for entry in &header.entries {
+        for (entry, (_, page)) in header.entries.iter().zip(&group.pages) {
             let location = Location { segment: header.segment, entry: *entry, verified: true };
-            if group.temporary && !state.pages.contains_key(&entry.key) {
-                continue; // released while it was being written
+            if group.temporary && !state.holds(entry.key, page) {
+                continue; // released while it was being written, and maybe another since
             }
             state.index(location);
             state.set_copy(entry.key, Copy::Stored);
@@ -198,19 +201,20 @@ impl Inner {
         let mut state = self.state.lock();
         state.writes_in_flight -= 1;
         for (key, page) in group.pages.iter().rev() {
-            if !state.pages.contains_key(key) {
+            if !state.holds(*key, page) {
                 continue;
             }
             if group.temporary {
                 state.set_copy(*key, Copy::None);
+                state.queue_private(*key, true);
             } else {
                 state.queue.push_front(*key);
                 state.queued_bytes += page.padded_len() as u64;
             }
         }
-        state.write_error = Some(Arc::new(error));
         // A flush ends here, with the error; the next one tries again.
-        state.flushes_done = state.flushes_asked;
+        let asked = state.flushes_asked;
+        state.fail_flushes(asked, error);
         drop(state);
         self.changed.notify_all();
     }
@@ -224,6 +228,8 @@ impl Inner {
         let mut state = self.state.lock();
         match synced {
             Ok(()) => {
+                state.flushes_succeeded = asked;
+                state.flushes_done = asked;
                 if let Some(segments) = &mut state.segments {
                     for (id, _, len) in unsynced {
                         if let Some(segment) = segments.get_mut(id) {
@@ -238,10 +244,9 @@ impl Inner {
                     state.distrust(*id);
                 }
                 state.poisoned = Some(error.to_string());
-                state.write_error = Some(Arc::new(error));
+                state.fail_flushes(asked, error);
             }
         }
-        state.flushes_done = asked;
         drop(state);
         self.changed.notify_all();
     }
@@ -250,7 +255,8 @@ impl Inner {
         for (id, file, _) in unsynced {
             file.sync().map_err(|error| Error::io("sync", segment_name(*id), error))?;
         }
-        self.write_contents(false)?;
+        // Not worth a failure: without its table a segment is read by its group headers.
+        let _ = self.write_contents(false);
         let Some(disk) = self.disk.as_ref().filter(|_| !unsynced.is_empty()) else { return Ok(()) };
         disk.sync_dir(SEGMENTS_DIR).map_err(|error| Error::io("sync", SEGMENTS_DIR, error))
     }
@@ -279,12 +285,19 @@ impl Inner {
         state.flushes_asked += 1;
         let mine = state.flushes_asked;
         while state.flushes_done < mine {
+            if state.closing {
+                return Err(closed());
+            }
             self.work.notify_one();
             state = self.wait(state)?;
         }
-        match state.write_error.take() {
-            Some(error) => Err(as_error(&error)),
-            None => Ok(()),
+        // Every flush that a failure ended hears of it, whoever else does, unless a later one made up for it.
+        match state.flush_error.clone() {
+            Some(error) if state.flushes_succeeded < mine => {
+                state.write_error = None;
+                Err(as_error(&error))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -303,6 +316,14 @@ impl Inner {
 }
 
 impl State {
+    /// Ends the flushes up to `number` with an error, and lets the writer rest.
+    fn fail_flushes(&mut self, number: u64, error: Error) {
+        let error = Arc::new(error);
+        self.flush_error = Some(error.clone());
+        self.write_error = Some(error);
+        self.flushes_done = number;
+    }
+
     /// Pages of a segment no longer count as stored.
     fn distrust(&mut self, segment: u64) {
         let durable_until = self
