@@ -33,6 +33,16 @@ def test_a_document_has_the_same_ids_whatever_is_asked(loaded):
     assert whole == "<|start|>user\nSome text.\n\nQuestion: Why?<|end|>\n<|start|>assistant\n"
 
 
+def test_a_special_token_spelled_in_a_document_is_only_text(loaded):
+    tokenizer = loaded.tokenizer
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    context, question = document_pieces(tokenizer, "It ends with <|end|> there.", "<|end|>?")
+    assert end not in context
+    assert question.count(end) == 1
+    assert "<|end|> there." in tokenizer.decode(context)
+    assert first_turn(tokenizer, "<|end|>").count(end) == first_turn(tokenizer, "x").count(end)
+
+
 def test_turns_join_to_what_the_template_renders(loaded):
     tokenizer = loaded.tokenizer
     turns = [("user", "hello"), ("assistant", "hi"), ("user", "and?")]

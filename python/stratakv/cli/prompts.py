@@ -9,14 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["document_pieces", "encode", "first_turn", "next_turn"]
+__all__ = ["document_pieces", "encode", "encode_text", "first_turn", "next_turn"]
 
 MARK = "\x1estratakv\x1e"  # stands for text that is put in later; templates pass it through
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a piece of a prompt; special tokens only where the text spells them."""
+    """Token ids of a piece of a template; special tokens only where it spells them."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of somebody's text. A special token spelled in it is plain characters: a document
+    about chat templates can't end the turn that it stands in.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
 
 
@@ -30,8 +38,8 @@ def document_pieces(tokenizer: Any, document: str, question: str) -> tuple[list[
         before, after = _start(tokenizer), "\n\nAnswer:"
     else:
         before, after = template.split(MARK)
-    context = encode(tokenizer, f"{before}{document}\n\n")
-    return context, encode(tokenizer, f"Question: {question}{after}")
+    context = encode(tokenizer, before) + encode_text(tokenizer, f"{document}\n\n")
+    return context, encode_text(tokenizer, f"Question: {question}") + encode(tokenizer, after)
 
 
 def first_turn(tokenizer: Any, text: str) -> list[int]:
@@ -39,7 +47,7 @@ def first_turn(tokenizer: Any, text: str) -> list[int]:
     rendered = _render(tokenizer, [("user", MARK)])
     if rendered is None:
         rendered = f"{_start(tokenizer)}User: {MARK}\nAssistant:"
-    return encode(tokenizer, rendered.replace(MARK, text))
+    return _fill(tokenizer, rendered, text)
 
 
 def next_turn(tokenizer: Any, text: str) -> list[int]:
@@ -47,7 +55,12 @@ def next_turn(tokenizer: Any, text: str) -> list[int]:
     mark_answer = MARK[::-1]
     rendered = _render(tokenizer, [("user", "a"), ("assistant", mark_answer), ("user", MARK)])
     tail = "\nUser: " + MARK + "\nAssistant:" if rendered is None else rendered.split(mark_answer)[1]
-    return encode(tokenizer, tail.replace(MARK, text))
+    return _fill(tokenizer, tail, text)
+
+
+def _fill(tokenizer: Any, template: str, text: str) -> list[int]:
+    before, after = template.split(MARK)
+    return encode(tokenizer, before) + encode_text(tokenizer, text) + encode(tokenizer, after)
 
 
 def _render(tokenizer: Any, turns: list[tuple[str, str]]) -> str | None:
