@@ -31,8 +31,9 @@ def fio(rw: str, directory: Path, depth: int) -> float:
     if shutil.which("fio") is None:
         raise SystemExit("these figures are measured beside fio: install it (apt-get install fio)")
     done = subprocess.run(
-        ["fio", "--name=peer", f"--filename={directory / 'fio.bin'}", f"--size={FIO_BYTES}", "--bs=1m", f"--rw={rw}",
-         "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--end_fsync=1", "--output-format=json"],
+        ["fio", "--name=peer", f"--filename={directory / 'fio.bin'}", f"--size={FIO_BYTES}", "--bs=1m",
+         f"--rw={rw}", "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--end_fsync=1",
+         "--output-format=json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     kind = "read" if rw == "read" else "write"

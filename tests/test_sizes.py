@@ -37,7 +37,14 @@ def test_too_small(size):
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
-    [(0, "0B"), (1023, "1023B"), (1536, "1.5KiB"), (1010 << 10, "1010KiB"), (4 << 30, "4GiB"), (5 << 50, "5120TiB")],
+    [
+        (0, "0B"),
+        (1023, "1023B"),
+        (1536, "1.5KiB"),
+        (1010 << 10, "1010KiB"),
+        (4 << 30, "4GiB"),
+        (5 << 50, "5120TiB"),
+    ],
 )
 def test_format(num_bytes, text):
     assert format_bytes(num_bytes) == text

@@ -50,14 +50,20 @@ class BiasCache(threading.local):
         """
         # Tensors made in inference mode count no versions: a change in place would go unseen.
         if original.is_inference():
-            return _bias_or_none(mask_B1TS[:, 0])
+            return _contiguous_bias(mask_B1TS[:, 0])
         known = self._mask is not None and self._mask() is original and self._version == original._version
         if not known:
-            self._bias = _bias_or_none(mask_B1TS[:, 0])
+            self._bias = _contiguous_bias(mask_B1TS[:, 0])
             self._mask, self._version = weakref.ref(original), original._version
         return self._bias
 
 
-def _bias_or_none(mask_BTS: Tensor) -> Tensor | None:
-    excludes = not bool(mask_BTS.all()) if mask_BTS.dtype == torch.bool else bool(mask_BTS.any())
-    return to_bias(mask_BTS).contiguous() if excludes else None
+def bias_or_none(mask: Tensor) -> Tensor | None:
+    """`to_bias`, or None where the mask excludes nothing, as of most tiles of a causal mask."""
+    excludes = not bool(mask.all()) if mask.dtype == torch.bool else bool(mask.any())
+    return to_bias(mask) if excludes else None
+
+
+def _contiguous_bias(mask_BTS: Tensor) -> Tensor | None:
+    bias = bias_or_none(mask_BTS)
+    return None if bias is None else bias.contiguous()

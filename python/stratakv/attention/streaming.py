@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stratakv.attention.masks import to_bias
+from stratakv.attention.masks import bias_or_none
 from stratakv.attention.workspace import DEFAULT_TILE_BYTES, WORKSPACE
 from stratakv.cache.page_table import Snapshot
 
@@ -43,14 +43,12 @@ def stream_attention(
     """
     num_rows, num_queries, num_new, _ = query_BQTD.shape
     merged = _Merge(num_rows, num_queries, num_new, snapshot.geometry.value_dim, query_BQTD.device)
-    tile_tokens = _tile_tokens(query_BQTD, snapshot, tile_bytes)
+    tile_tokens = _tile_tokens(query_BQTD, snapshot, mask_BQTS, tile_bytes)
     scratch = _scratch(snapshot, tile_tokens)
     for start in range(0, snapshot.length, tile_tokens):
         stop = min(start + tile_tokens, snapshot.length)
         keys_BHLD, values_BHLD = snapshot.gather(start, stop, scratch)
-        bias_BQTL = None if mask_BQTS is None else to_bias(mask_BQTS[..., start:stop])
-        if bias_BQTL is not None and not bool(bias_BQTL.any()):
-            bias_BQTL = None
+        bias_BQTL = None if mask_BQTS is None else bias_or_none(mask_BQTS[..., start:stop])
         merged.add(*_tile_attention(query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL))
     return merged.result(query_BQTD.dtype)
 
@@ -64,11 +62,18 @@ def _scratch(snapshot: Snapshot, tile_tokens: int) -> Tensor | None:
     return WORKSPACE.buffer(numel, snapshot.geometry.dtype)
 
 
-def _tile_tokens(query_BQTD: Tensor, snapshot: Snapshot, tile_bytes: int) -> int:
-    """Tokens of a tile: whole pages, at least one."""
+def _tile_tokens(query_BQTD: Tensor, snapshot: Snapshot, mask_BQTS: Tensor | None, tile_bytes: int) -> int:
+    """Tokens of a tile: whole pages, at least one.
+
+    Neither the tile, nor its bias, nor scores that are kept take more than `tile_bytes`.
+    """
     token_bytes = snapshot.geometry.token_bytes(snapshot.num_rows)
     if not _is_fused(query_BQTD, snapshot.geometry.value_dim):
         token_bytes = max(token_bytes, query_BQTD[..., 0].numel() * 4)
+    elif mask_BQTS is not None:
+        group = query_BQTD.shape[1] // snapshot.geometry.num_heads
+        heads = 1 if mask_BQTS.shape[1] == 1 else snapshot.geometry.num_heads
+        token_bytes = max(token_bytes, 4 * mask_BQTS.shape[0] * heads * group * query_BQTD.shape[2])
     page_tokens = snapshot.table.page_tokens
     return max(tile_bytes // token_bytes // page_tokens, 1) * page_tokens
 
@@ -97,9 +102,8 @@ def _fused_tile(
     num_rows, num_queries, num_new, dim = query_BQTD.shape
     num_heads = keys_BHLD.shape[1]
     folded = (num_rows, num_heads, num_queries // num_heads * num_new)
-    if num_queries != num_heads and bias_BQTL is not None:
-        bias_BQTL = bias_BQTL.expand(num_rows, num_queries, num_new, bias_BQTL.shape[-1])
-        bias_BQTL = bias_BQTL.reshape(*folded, bias_BQTL.shape[-1])
+    if bias_BQTL is not None:
+        bias_BQTL = _fold(bias_BQTL, num_heads, num_queries // num_heads, num_new)
     output, log_sum = _FUSED_CPU(
         query_BQTD.reshape(*folded, dim), keys_BHLD, values_BHLD, attn_mask=bias_BQTL, scale=scale
     )
@@ -107,6 +111,16 @@ def _fused_tile(
         output.reshape(num_rows, num_queries, num_new, dim),
         log_sum.reshape(num_rows, num_queries, num_new),
     )
+
+
+def _fold(bias_BQTL: Tensor, num_heads: int, group: int, num_new: int) -> Tensor:
+    """A bias laid out as the folded queries are. One that all heads share stays one: (B, 1, G * T, L)."""
+    num_rows, bias_heads, _, tokens = bias_BQTL.shape
+    if bias_heads == 1:
+        shared = bias_BQTL.expand(num_rows, 1, num_new, tokens)
+        return shared.repeat(1, 1, group, 1) if group > 1 else shared
+    each = bias_BQTL.expand(num_rows, bias_heads, num_new, tokens)
+    return each.reshape(num_rows, num_heads, group * num_new, tokens)
 
 
 def _plain_tile(

@@ -21,8 +21,9 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of somebody's text. A special token spelled in it is plain characters: a document
-    about chat templates can't end the turn that it stands in.
+    """Token ids of somebody's text, in which a special token's name is plain characters.
+
+    A document about chat templates must not end the turn that it stands in.
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
