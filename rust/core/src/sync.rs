@@ -1,4 +1,5 @@
-//! Locks, in one place: `std`'s in production, `shuttle`'s under the concurrency tests.
+//! Locks and threads that take them, in one place: `std`'s in production, `shuttle`'s under
+//! the concurrency tests.
 //!
 //! A panic while a lock is held leaves data that an invariant check may reject but that
 //! is never unsafe, so poisoning is ignored rather than spread.
@@ -8,6 +9,11 @@ use std::sync as imp;
 
 #[cfg(feature = "shuttle")]
 use shuttle::sync as imp;
+
+#[cfg(feature = "shuttle")]
+pub use shuttle::thread;
+#[cfg(not(feature = "shuttle"))]
+pub use std::thread;
 
 pub use imp::MutexGuard;
 pub use imp::atomic::{AtomicBool, AtomicU64, Ordering};

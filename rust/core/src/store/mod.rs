@@ -35,6 +35,7 @@ use crate::io::{ALIGN, Disk, IoEngine, IoOp, OsDisk, open_engine};
 use crate::key::PageKey;
 use crate::policy::{KeyMap, new_policy};
 use crate::recovery::{Recovered, recover};
+use crate::sync::thread::JoinHandle;
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::tier::lock::DirectoryLock;
 use crate::tier::ram::{Arena, Page, PageMut};
@@ -67,7 +68,7 @@ pub(crate) struct Inner {
     work: Condvar,
     disk: Option<Arc<dyn Disk>>,
     engine: Arc<dyn IoEngine>,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     lock: Mutex<Option<DirectoryLock>>,
     /// Held while files are deleted to make room.
     room: Mutex<()>,

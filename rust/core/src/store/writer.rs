@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::{EntryKind, GroupHeader, PageEntry};
 use crate::io::{AlignedBuf, IoOp, WriteBuf};
 use crate::key::PageKey;
-use crate::sync::MutexGuard;
+use crate::sync::{MutexGuard, thread};
 use crate::tier::disk::{Location, SEGMENTS_DIR, Segments, group_bytes, segment_name};
 use crate::tier::ram::{Page, PageMut};
 
@@ -37,8 +37,7 @@ struct Group {
 impl Inner {
     pub(super) fn start_writer(self: &Arc<Self>) -> Result<()> {
         let inner = self.clone();
-        let thread =
-            std::thread::Builder::new().name("stratakv-writer".into()).spawn(move || inner.write_loop());
+        let thread = thread::Builder::new().name("stratakv-writer".into()).spawn(move || inner.write_loop());
         let thread = thread.map_err(|error| Error::io("start a thread for", SEGMENTS_DIR, error))?;
         *self.writer.lock() = Some(thread);
         Ok(())
