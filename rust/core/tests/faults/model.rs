@@ -199,8 +199,11 @@ impl World {
             Op::Retain(number) => {
                 self.store().retain(&[key(number)]);
                 self.held.push(number);
-                // A page that is there from now on stays.
-                if self.store().contains(key(number)) || self.alive.contains_key(&number) {
+                // A page that is there from now on stays. One that a crash tore is found out when it is read.
+                let read = || limited(self.store().request(&[key(number)]).wait());
+                let whole = || read().is_some_and(|mut found| found.remove(0).is_some());
+                let there = self.store().contains(key(number)) && (!self.crashed || whole());
+                if there || self.alive.contains_key(&number) {
                     *self.alive.entry(number).or_insert(0) += 1;
                 } else {
                     self.held.pop();
