@@ -3,6 +3,7 @@
 python -m benches.figures              every figure, each in a process of its own
 python -m benches.figures KEY ...      some of them
 python -m benches.figures --list       their keys, targets and last values
+python -m benches.figures --table      the README's table made anew
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from benches import table
 from benches.harness import FIGURES, FIGURES_FILE, Figure, record
 
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py"))
@@ -66,6 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="measure the published figures")
     parser.add_argument("keys", nargs="*", metavar="KEY")
     parser.add_argument("--list", action="store_true", help="show the figures and their last values")
+    parser.add_argument("--table", action="store_true", help="put the last values into the README")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     args = parser.parse_args()
     load()
@@ -74,6 +77,9 @@ def main() -> int:
         parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(sorted(FIGURES))}")
     if args.list:
         show()
+        return 0
+    if args.table:
+        table.write()
         return 0
     keys = args.keys or list(FIGURES)
     if args.here:

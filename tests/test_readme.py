@@ -40,6 +40,12 @@ def test_the_first_snippet_is_short():
     assert len(code) <= 12
 
 
+def test_the_table_shows_the_measured_figures():
+    from benches import table
+
+    assert table.is_current(), "run: python -m benches.figures --table"
+
+
 def test_what_the_readme_names_exists():
     root = Path(__file__).parents[1]
     named = re.findall(r"\((docs/[\w./-]+)\)|`((?:python|rust|benches)/[\w./-]+)`", README)

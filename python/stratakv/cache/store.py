@@ -16,7 +16,7 @@ from stratakv import _native
 from stratakv.sizes import parse_bytes
 
 IO_KINDS = ("auto", "direct", "mmap", "buffered")
-POLICIES = ("auto", "lru", "lfu", "wtinylfu")
+POLICIES = ("auto", "lru", "lfu", "s3-fifo", "w-tinylfu", "lirs", "tiny-lirs")  # docs/policies.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Store:
         disk_limit: limit of everything in the directory; None is bounded by `free_floor` only.
         free_floor: bytes that stay free on the file system; None is the engine's default.
         io: "auto", "direct", "mmap" or "buffered".
-        policy: "auto", "lru", "lfu" or "wtinylfu".
+        policy: which pages stay in RAM, one of `POLICIES`.
         read_only: open without the lock and write nothing.
 
     Raises:

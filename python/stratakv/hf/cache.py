@@ -52,7 +52,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         disk_limit: limit of the directory; None is bounded by `free_floor` only.
         page_tokens: tokens of a page.
         io: "auto", "direct", "mmap" or "buffered".
-        policy: "auto", "lru", "lfu" or "wtinylfu".
+        policy: which pages stay in RAM, one of `stratakv.cache.store.POLICIES`.
         free_floor: bytes that stay free on the file system; None is the engine's default.
 
     Raises:
@@ -91,6 +91,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         io: str = "auto",
         policy: str = "auto",
         free_floor: int | str | None = None,
+        read_only: bool = False,
     ) -> Self:
         """A cache that knows its model: it can be saved, and shares pages with other sessions.
 
@@ -107,8 +108,10 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             disk_limit: limit of the directory.
             page_tokens: tokens of a page; None is the session's own, or 64.
             io: "auto", "direct", "mmap" or "buffered".
-            policy: "auto", "lru", "lfu" or "wtinylfu".
+            policy: which pages stay in RAM, one of `stratakv.cache.store.POLICIES`.
             free_floor: bytes that stay free on the file system.
+            read_only: go on with a session while another process writes the directory. New tokens
+                then live in RAM only, and nothing can be saved.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -123,7 +126,15 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         check_config(config)
         if name is not None and path is None:
             raise ValueError(f"name={name!r} without a path: a session needs a directory")
-        store = Store(path, ram=ram, disk_limit=disk_limit, free_floor=free_floor, io=io, policy=policy)
+        store = Store(
+            path,
+            ram=ram,
+            disk_limit=disk_limit,
+            free_floor=free_floor,
+            io=io,
+            policy=policy,
+            read_only=read_only,
+        )
         try:
             saved = None if name is None else session_or_none(store, name)
             if page_tokens is None:
