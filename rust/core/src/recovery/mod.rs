@@ -34,7 +34,8 @@ pub struct Recovered {
 struct Found {
     id: u64,
     name: String,
-    file: Option<Arc<dyn DiskFile>>,
+    /// It is ours, as far as can be told: it counts, and may be deleted.
+    ours: bool,
     len: u64,
     temporary: bool,
     pages: Vec<(PageEntry, bool)>,
@@ -108,8 +109,8 @@ fn make_durable(disk: &dyn Disk, found: &[Found]) -> Result<()> {
     let unsynced = |found: &&Found| !found.temporary && found.pages.iter().any(|(_, verified)| !verified);
     let mut synced = false;
     for found in found.iter().filter(unsynced) {
-        let Some(file) = &found.file else { continue };
-        file.sync().map_err(|error| Error::io("sync", &found.name, error))?;
+        let synced_file = disk.open(&found.name, Access::Read, Usage::Pages).and_then(|file| file.sync());
+        synced_file.map_err(|error| Error::io("sync", &found.name, error))?;
         synced = true;
     }
     if synced {
@@ -137,9 +138,11 @@ fn read_all(disk: &dyn Disk, segments: &[(u64, String)]) -> Vec<Found> {
 
 impl Recovered {
     fn add(&mut self, disk: &dyn Disk, found: Found, read_only: bool) {
-        let Found { id, name, file, len, temporary, pages, flaws, unread } = found;
+        let Found { id, name, ours, len, temporary, pages, flaws, unread } = found;
         self.report.extend(flaws.into_iter().map(|flaw| format!("{name} {flaw}")));
-        let Some(file) = file else { return };
+        if !ours {
+            return;
+        }
         if temporary {
             // Left by a process that died: its private pages mean nothing to anybody.
             if !read_only && let Err(error) = disk.remove(&name) {
@@ -147,7 +150,7 @@ impl Recovered {
             }
             return;
         }
-        self.segments.adopt(id, file, len, !unread);
+        self.segments.adopt(id, len, !unread);
         for (entry, verified) in pages {
             self.insert(id, entry, verified);
         }
@@ -167,12 +170,11 @@ impl Recovered {
         self.segments.count_page(&location, true);
     }
 
-    fn is_whole(&self, location: &Location) -> bool {
+    fn is_whole(&mut self, location: &Location) -> bool {
         let mut body = AlignedBuf::zeroed(location.entry.padded_len() as usize);
-        self.segments.get(location.segment).is_some_and(|segment| {
-            let read = segment.file.read_at(&mut body, location.entry.offset());
-            read.is_ok() && crc32c::crc32c(&body) == location.entry.crc
-        })
+        let file = self.segments.file(location.segment);
+        let read = file.and_then(|file| file.read_at(&mut body, location.entry.offset()));
+        read.is_ok() && crc32c::crc32c(&body) == location.entry.crc
     }
 }
 
@@ -180,7 +182,7 @@ fn read_segment(disk: &dyn Disk, id: u64, name: &str) -> Found {
     let mut found = Found {
         id,
         name: name.to_owned(),
-        file: None,
+        ours: false,
         len: 0,
         temporary: false,
         pages: Vec::new(),
@@ -221,7 +223,7 @@ fn read_segment(disk: &dyn Disk, id: u64, name: &str) -> Found {
         found.read_pages(file.as_ref(), segment);
     }
     // Where it is not ours as far as can be told, it is not counted, and never deleted.
-    found.file = (ours || !found.pages.is_empty()).then_some(file);
+    found.ours = ours || !found.pages.is_empty();
     found
 }
 

@@ -102,12 +102,14 @@ impl Request {
         state.counters.misses += 1;
         self.slots.slots.lock()[index] = Slot::Reading;
         match self.inner.read_op(state, location, page) {
-            Some(op) => {
+            Ok(op) => {
                 state.held(key, Lifetime::Durable).waiters = Some(vec![waiter]);
                 state.reads_in_flight += 1;
                 reads.push(op);
             }
-            None => waiter.give(Slot::Missing),
+            // A writer beside this reader deleted it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => waiter.give(Slot::Missing),
+            Err(error) => waiter.give(Slot::Failed(Arc::new(error), location.segment)),
         }
         true
     }
@@ -186,11 +188,12 @@ impl Request {
 }
 
 impl Inner {
-    /// The operation that reads a page; `None` where its segment is gone.
-    fn read_op(self: &Arc<Self>, state: &State, location: Location, page: PageMut) -> Option<IoOp> {
-        let file = state.segments.as_ref()?.get(location.segment)?.file.clone();
+    /// The operation that reads a page.
+    fn read_op(self: &Arc<Self>, state: &mut State, location: Location, page: PageMut) -> io::Result<IoOp> {
+        let segments = state.segments.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let file = segments.file(location.segment)?;
         let inner = self.clone();
-        Some(IoOp::Read {
+        Ok(IoOp::Read {
             file,
             offset: location.entry.offset(),
             buf: Box::new(page),

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use super::state::{Copy, State};
 use super::{Inner, Store};
@@ -41,7 +40,6 @@ impl Drop for Reserved<'_> {
 /// One segment as a collection sees it.
 struct Candidate {
     segment: u64,
-    file: Arc<dyn DiskFile>,
     len: u64,
     live: Vec<Location>,
     dead: Vec<PageKey>,
@@ -156,10 +154,11 @@ impl Inner {
         let Some(segments) = &state.segments else { return Vec::new() };
         let mut candidates: BTreeMap<u64, Candidate> = segments
             .iter()
-            .filter(|(_, segment)| !segment.temporary && segment.removable && segment.writes == 0)
+            .filter(|(_, segment)| segment.removable && segment.writes == 0)
+            // Private pages are never moved: their segment goes when the last of them is gone.
+            .filter(|(_, segment)| !segment.temporary || segment.live_pages == 0)
             .map(|(id, segment)| {
-                let (file, len) = (segment.file.clone(), segment.len);
-                (id, Candidate { segment: id, file, len, live: Vec::new(), dead: Vec::new() })
+                (id, Candidate { segment: id, len: segment.len, live: Vec::new(), dead: Vec::new() })
             })
             .collect();
         for (key, location) in &state.index {
@@ -228,10 +227,18 @@ impl Inner {
     /// and the bytes that they take there.
     fn move_pages(&self, candidate: &Candidate) -> Result<(u64, u64)> {
         let (mut moved, mut moved_bytes) = (0, 0);
+        if candidate.live.is_empty() {
+            return Ok((moved, moved_bytes));
+        }
+        let file = match &mut self.state.lock().segments {
+            Some(segments) => segments.file(candidate.segment),
+            None => return Ok((moved, moved_bytes)),
+        };
+        let file = file.map_err(|error| Error::io("open", segment_name(candidate.segment), error))?;
         for locations in candidate.live.chunks(self.pages_at_once(candidate)) {
             let mut pages = Vec::new();
             for location in locations {
-                match candidate.read(location)? {
+                match read_whole(file.as_ref(), location)? {
                     Some(page) => pages.push((*location, page)),
                     None => self.drop_corrupt(&mut self.state.lock(), location),
                 }
@@ -275,17 +282,15 @@ impl Inner {
     }
 }
 
-impl Candidate {
-    /// A live page's body; `None` where it is damaged.
-    fn read(&self, location: &Location) -> Result<Option<AlignedBuf>> {
-        let mut page = AlignedBuf::zeroed(location.entry.padded_len() as usize);
-        match self.file.read_at(&mut page, location.entry.offset()) {
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                Err(Error::io("read", segment_name(self.segment), error))
-            }
-            Err(_) => Ok(None),
-            Ok(()) => Ok((crc32c::crc32c(&page) == location.entry.crc).then_some(page)),
+/// A page's body; `None` where it is damaged.
+pub(super) fn read_whole(file: &dyn DiskFile, location: &Location) -> Result<Option<AlignedBuf>> {
+    let mut page = AlignedBuf::zeroed(location.entry.padded_len() as usize);
+    match file.read_at(&mut page, location.entry.offset()) {
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            Err(Error::io("read", segment_name(location.segment), error))
         }
+        Err(_) => Ok(None),
+        Ok(()) => Ok((crc32c::crc32c(&page) == location.entry.crc).then_some(page)),
     }
 }
 

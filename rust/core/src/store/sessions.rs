@@ -4,12 +4,13 @@
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::room::read_whole;
 use super::state::State;
 use super::{Inner, Store};
 use crate::error::{Error, Result};
 use crate::format::{decode_session, decode_session_head, encode_session, is_newer_session};
 use crate::interrupt;
-use crate::io::{Access, AlignedBuf, Disk, Entry, Usage};
+use crate::io::{Access, Disk, Entry, Usage};
 use crate::key::random_bytes;
 use crate::policy::KeySet;
 use crate::session::{SessionHead, SessionImage, SessionPage};
@@ -439,25 +440,28 @@ impl Store {
 
     /// Reads pages past RAM: what counts is what would be there tomorrow.
     fn verify_page(&self, page: &SessionPage, result: &mut Verification) -> Result<()> {
-        let state = self.inner.state.lock();
+        let mut state = self.inner.state.lock();
         let Some(location) = state.index.get(&page.key).copied() else {
             result.missing += 1;
             return Ok(());
         };
-        let file =
-            state.segments.as_ref().and_then(|all| all.get(location.segment)).map(|one| one.file.clone());
+        let file = state.segments.as_mut().map(|segments| segments.file(location.segment));
         drop(state);
-        let mut body = AlignedBuf::zeroed(location.entry.padded_len() as usize);
-        let read = file.map(|file| file.read_at(&mut body, location.entry.offset()));
-        match read {
-            Some(Ok(())) if crc32c::crc32c(&body) == location.entry.crc => {
-                result.pages += 1;
-                result.bytes += u64::from(location.entry.len);
+        let file = match file {
+            Some(Ok(file)) => file,
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("open", segment_name(location.segment), error));
             }
-            Some(Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Err(Error::io("read", segment_name(location.segment), error));
+            _ => {
+                result.missing += 1;
+                return Ok(());
             }
-            _ => result.corrupt += 1,
+        };
+        if read_whole(file.as_ref(), &location)?.is_some() {
+            result.pages += 1;
+            result.bytes += u64::from(location.entry.len);
+        } else {
+            result.corrupt += 1;
         }
         Ok(())
     }

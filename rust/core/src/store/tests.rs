@@ -197,3 +197,92 @@ fn the_disk_limit_evicts_the_longest_unused_session_first() {
     assert!(matches!(failure, Error::DiskFull { .. }), "{failure}");
     assert!(store.stats().disk_used_bytes <= limit);
 }
+
+/// Counts the files of a disk that are open.
+struct CountingDisk {
+    disk: MemoryDisk,
+    open: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+struct CountedFile {
+    file: Arc<dyn crate::io::DiskFile>,
+    open: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Drop for CountedFile {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+impl crate::io::DiskFile for CountedFile {
+    fn len(&self) -> std::io::Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.file.read_at(buf, offset)
+    }
+    fn write_at(&self, parts: &[&[u8]], offset: u64) -> std::io::Result<()> {
+        self.file.write_at(parts, offset)
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        self.file.sync()
+    }
+}
+
+impl Disk for CountingDisk {
+    fn describe(&self) -> String {
+        self.disk.describe()
+    }
+    fn open(
+        &self,
+        name: &str,
+        access: crate::io::Access,
+        usage: crate::io::Usage,
+    ) -> std::io::Result<Arc<dyn crate::io::DiskFile>> {
+        let file = self.disk.open(name, access, usage)?;
+        self.open.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(Arc::new(CountedFile { file, open: self.open.clone() }))
+    }
+    fn list(&self, dir: &str) -> std::io::Result<Vec<crate::io::Entry>> {
+        self.disk.list(dir)
+    }
+    fn create_dir(&self, dir: &str) -> std::io::Result<()> {
+        self.disk.create_dir(dir)
+    }
+    fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> std::io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn sync_dir(&self, dir: &str) -> std::io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn touch(&self, name: &str) -> std::io::Result<()> {
+        self.disk.touch(name)
+    }
+    fn free_bytes(&self) -> std::io::Result<u64> {
+        self.disk.free_bytes()
+    }
+}
+
+#[test]
+fn a_directory_of_many_segments_needs_few_descriptors() {
+    // A month of short runs: each opening starts a segment of its own.
+    let disk = MemoryDisk::new();
+    let runs = 400_u64;
+    for run in 0..runs {
+        let store = open(&disk, 16);
+        put(&store, run, Lifetime::Durable);
+        store.close().unwrap();
+    }
+    let open = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counting = Arc::new(CountingDisk { disk, open: open.clone() });
+    let store = Store::open_on(&config(16), counting, open_engine(EngineKind::Inline)).unwrap();
+    assert_eq!(open.load(std::sync::atomic::Ordering::SeqCst), 0);
+    for _ in 0..2 {
+        check(&store, 0..runs);
+        assert!(open.load(std::sync::atomic::Ordering::SeqCst) <= 256);
+    }
+}

@@ -2,7 +2,7 @@
 //! bytes are known to be durable. Pure bookkeeping over a [`Disk`]; the store decides
 //! what is written when, and an engine moves the bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -11,6 +11,10 @@ use crate::format::{
     encode_contents,
 };
 use crate::io::{Access, AlignedBuf, Disk, DiskFile, Usage};
+
+/// Files kept open at once: well under the 1,024 descriptors that a process usually may have,
+/// whatever the size of the directory.
+const OPEN_FILES_MAX: usize = 256;
 
 /// Directory of the segment files.
 pub const SEGMENTS_DIR: &str = "segments";
@@ -36,8 +40,8 @@ impl Location {
 
 /// One segment file.
 pub struct Segment {
-    /// The open file.
-    pub file: Arc<dyn DiskFile>,
+    /// The open file, unless it was closed to spare descriptors; see [`Segments::file`].
+    file: Option<Arc<dyn DiskFile>>,
     /// Deleted when the store closes.
     pub temporary: bool,
     /// Bytes that are written or promised to a writer.
@@ -60,6 +64,29 @@ pub struct Segment {
     pub entries: Vec<PageEntry>,
 }
 
+impl Segment {
+    fn new(len: u64) -> Self {
+        Self {
+            file: None,
+            temporary: false,
+            len,
+            durable_until: 0,
+            finished: false,
+            removable: true,
+            writes: 0,
+            num_pages: 0,
+            live_pages: 0,
+            live_bytes: 0,
+            entries: Vec::new(),
+        }
+    }
+
+    /// Whether the file may be closed and opened again for reading when it is needed.
+    fn is_at_rest(&self) -> bool {
+        self.finished && self.writes == 0 && (self.temporary || self.durable_until == self.len)
+    }
+}
+
 /// A place for one group.
 pub struct Placement {
     /// Number of the segment.
@@ -78,6 +105,8 @@ pub struct Segments {
     next_id: u64,
     segment_bytes: u64,
     total_bytes: u64,
+    /// Segments whose files are open, the longest open first.
+    opened: VecDeque<u64>,
 }
 
 /// Path of a segment.
@@ -96,7 +125,8 @@ pub fn segment_id(name: &str) -> Option<u64> {
 impl Segments {
     /// No segments yet; new ones grow to about `segment_bytes` and are numbered from `next_id`.
     pub fn new(disk: Arc<dyn Disk>, segment_bytes: u64, next_id: u64) -> Self {
-        Self { disk, files: BTreeMap::new(), active: [None; 2], next_id, segment_bytes, total_bytes: 0 }
+        let (files, opened) = (BTreeMap::new(), VecDeque::new());
+        Self { disk, files, active: [None; 2], next_id, segment_bytes, total_bytes: 0, opened }
     }
 
     /// Keeps a number from being given to a new segment.
@@ -105,23 +135,39 @@ impl Segments {
     }
 
     /// Adds a segment that recovery found; its bytes are durable. It takes no more groups.
-    pub fn adopt(&mut self, id: u64, file: Arc<dyn DiskFile>, len: u64, removable: bool) {
+    pub fn adopt(&mut self, id: u64, len: u64, removable: bool) {
         self.total_bytes += len;
         self.reserve_id(id);
-        let segment = Segment {
-            file,
-            temporary: false,
-            len,
-            durable_until: len,
-            finished: true,
-            removable,
-            writes: 0,
-            num_pages: 0,
-            live_pages: 0,
-            live_bytes: 0,
-            entries: Vec::new(),
-        };
+        let segment = Segment { durable_until: len, finished: true, removable, ..Segment::new(len) };
         self.files.insert(id, segment);
+    }
+
+    /// The segment's file, opened again where it had been closed.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown segment or a file that is gone; else what the file system says.
+    pub fn file(&mut self, id: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let segment = self.files.get_mut(&id).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(file) = &segment.file {
+            return Ok(file.clone());
+        }
+        let file = self.disk.open(&segment_name(id), Access::Read, Usage::Pages)?;
+        segment.file = Some(file.clone());
+        self.note_opened(id);
+        Ok(file)
+    }
+
+    /// Closes what was open longest where there is too much; a read under way keeps its file.
+    fn note_opened(&mut self, id: u64) {
+        self.opened.push_back(id);
+        for _ in 0..self.opened.len().saturating_sub(OPEN_FILES_MAX) {
+            let Some(oldest) = self.opened.pop_front() else { return };
+            match self.files.get_mut(&oldest) {
+                Some(segment) if segment.is_at_rest() => segment.file = None,
+                Some(_) => self.opened.push_back(oldest),
+                None => {}
+            }
+        }
     }
 
     /// Bytes of all segment files.
@@ -169,6 +215,7 @@ impl Segments {
     /// What the file system says to creating a segment.
     pub fn place(&mut self, temporary: bool, mut entries: Vec<PageEntry>) -> io::Result<Placement> {
         let id = self.writable(temporary)?;
+        let file = self.file(id)?;
         let Some(segment) = self.files.get_mut(&id) else {
             return Err(io::Error::other("the active segment vanished"));
         };
@@ -186,7 +233,7 @@ impl Segments {
         segment.len = at;
         segment.writes += 1;
         segment.num_pages += header.entries.len() as u64;
-        Ok(Placement { segment: id, file: segment.file.clone(), header })
+        Ok(Placement { segment: id, file, header })
     }
 
     /// The active segment, or a new one when there is none or it is full.
@@ -209,20 +256,9 @@ impl Segments {
             return Err(error);
         }
         self.total_bytes += SEGMENT_HEADER_BYTES as u64;
-        let segment = Segment {
-            file,
-            temporary,
-            len: SEGMENT_HEADER_BYTES as u64,
-            durable_until: 0,
-            finished: false,
-            removable: true,
-            writes: 0,
-            num_pages: 0,
-            live_pages: 0,
-            live_bytes: 0,
-            entries: Vec::new(),
-        };
+        let segment = Segment { file: Some(file), temporary, ..Segment::new(SEGMENT_HEADER_BYTES as u64) };
         self.files.insert(id, segment);
+        self.note_opened(id);
         self.active[slot] = Some(id);
         Ok(id)
     }
@@ -252,7 +288,7 @@ impl Segments {
         self.files
             .iter()
             .filter(|(_, segment)| !segment.temporary && segment.durable_until < segment.len)
-            .map(|(id, segment)| (*id, segment.file.clone(), until(segment)))
+            .filter_map(|(id, segment)| Some((*id, segment.file.clone()?, until(segment))))
             .collect()
     }
 
@@ -269,6 +305,7 @@ impl Segments {
 
     fn close(&mut self, id: u64) -> Option<Closing> {
         let segment = self.files.get_mut(&id)?;
+        let file = segment.file.clone()?;
         segment.finished = true;
         let contents = encode_contents(&segment.entries);
         let trailer = Trailer {
@@ -283,7 +320,7 @@ impl Segments {
         let offset = segment.len;
         segment.len += tail.len() as u64;
         self.total_bytes += tail.len() as u64;
-        Some(Closing { file: segment.file.clone(), offset, tail: AlignedBuf::padded(&tail) })
+        Some(Closing { file, offset, tail: AlignedBuf::padded(&tail) })
     }
 
     /// Takes a segment out; its file is then the caller's to delete.
