@@ -1,6 +1,6 @@
 """Measures the published figures and writes `results/figures.json`.
 
-python -m benches.figures              every figure, each in a process of its own
+python -m benches.figures              every figure, those of a file in a process of their own
 python -m benches.figures KEY ...      some of them
 python -m benches.figures --list       their keys, targets and last values
 python -m benches.figures --table      the README's table made anew
@@ -42,17 +42,25 @@ def measure(key: str) -> bool:
 
 
 def measure_all(keys: list[str]) -> int:
-    """Measures each figure in its own process, so that none inherits another's memory."""
-    failed = []
-    for number, key in enumerate(keys):
+    """Measures the figures of each module in a process of its own, so that none inherits another's memory.
+
+    Figures of one module may share what takes long, such as one prefill.
+    """
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(FIGURES[key].measure.__module__, []).append(key)
+    failed, number = [], 0
+    for group in groups.values():
         bar = "#" * number + "." * (len(keys) - number)
-        print(f"[{bar}] {number}/{len(keys)} {FIGURES[key].title}", file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, "-m", "benches.figures", "--here", key], check=False)
+        titles = "; ".join(FIGURES[key].title for key in group)
+        print(f"[{bar}] {number}/{len(keys)} {titles}", file=sys.stderr, flush=True)
+        done = subprocess.run([sys.executable, "-m", "benches.figures", "--here", *group], check=False)
+        number += len(group)
         if done.returncode:
-            failed.append(key)
+            failed += group
     print(f"[{'#' * len(keys)}] {len(keys)}/{len(keys)}", file=sys.stderr)
     if failed:
-        print("short of the target, or not measured: " + ", ".join(failed), file=sys.stderr)
+        print("some of these fell short, or were not measured: " + ", ".join(failed), file=sys.stderr)
     return 1 if failed else 0
 
 
