@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 
+# Facts and arithmetic are fixed: now and then so small a model gets random ones wrong, whatever its cache.
 def test_demo_reads_resumes_and_answers(tmp_path):
     done = run_child(
         "demo",
@@ -24,6 +25,10 @@ def test_demo_reads_resumes_and_answers(tmp_path):
         "1500",
         "--ram",
         "16MiB",
+        "--dtype",
+        "float32",
+        "--seed",
+        "1",
         "--directory",
         str(tmp_path / "d"),
         timeout=600,

@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="length of the text (default: 6000)",
     )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same hidden facts in every run")
     options.add_directory_option(parser, default=None)
     options.add_model_options(parser)
     options.add_progress_option(parser)
@@ -92,7 +93,7 @@ def _first(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
     heading(out, "1. Read a long text under a RAM limit")
     loaded = load(find_model(args.model), args.dtype, out=out)
-    facts = random_facts()
+    facts = random_facts(args.seed)
     line(out, "model", f"{loaded.name}, {loaded.dtype}, loaded in {format_seconds(loaded.load_seconds)}")
     with (
         Interrupt() as interrupt,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import random
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,16 +47,17 @@ class Fact:
         return self.answer in text.lower().replace(",", "")
 
 
-def random_facts() -> list[Fact]:
-    """Two facts, fresh ones each time: no run can know them from another.
+def random_facts(seed: int | None = None) -> list[Fact]:
+    """Two facts, without a seed fresh ones each time: no run can know them from another.
 
     They are of different kinds, in different words. Of two numbers for two cities a model of
     135M parameters now and then gives the wrong one, whatever cache it has.
     """
+    chance = secrets.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311  # no secrets here
     city, number, password = (
-        secrets.choice(CITIES),
-        str(10_000 + secrets.randbelow(90_000)),
-        secrets.choice(PASSWORDS),
+        chance.choice(CITIES),
+        str(chance.randrange(10_000, 100_000)),
+        chance.choice(PASSWORDS),
     )
     return [
         Fact(
