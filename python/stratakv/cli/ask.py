@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
 from stratakv.cli.errors import UsageError
-from stratakv.cli.models import LoadedModel, find_model, load
+from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count, format_seconds
 from stratakv.cli.storage import document_name, open_cache
 
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
 
+    give_large_blocks_back()
     loaded = load(source, args.dtype, out=out)
     prompt = _prompt(loaded, document, args)
     _warn_if_long(loaded, prompt, args.max_new_tokens, out)

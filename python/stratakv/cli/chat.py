@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from stratakv.cli import options
-from stratakv.cli.models import LoadedModel, find_model, load
+from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
 from stratakv.cli.storage import check_name, open_cache, saved_ids
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Resumes or begins the session and talks until the input ends."""
     name = check_name(args.session)
     source = find_model(args.model)
+    give_large_blocks_back()
     loaded = load(source, args.dtype, out=out)
     limits = {"ram": args.ram, "disk_limit": args.disk_limit}
     with open_cache(loaded.model, args.directory, name=name, **limits) as cache:

