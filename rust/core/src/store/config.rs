@@ -10,7 +10,7 @@ use crate::policy::PolicyKind;
 /// still a small unit to delete.
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// A group is about this large: one write that keeps a disk busy.
-const GROUP_BYTES: u64 = 4 << 20;
+const GROUP_BYTES: u64 = 16 << 20;
 
 /// Settings of a store.
 #[derive(Clone, Debug)]
