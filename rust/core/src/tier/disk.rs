@@ -58,8 +58,6 @@ pub struct Segment {
     num_pages: u64,
     /// Pages of the segment that the store's index points to.
     pub live_pages: u64,
-    /// Bytes of those, padded.
-    pub live_bytes: u64,
     /// What the table of contents will list; empty once finished.
     pub entries: Vec<PageEntry>,
 }
@@ -76,7 +74,6 @@ impl Segment {
             writes: 0,
             num_pages: 0,
             live_pages: 0,
-            live_bytes: 0,
             entries: Vec::new(),
         }
     }
@@ -194,13 +191,10 @@ impl Segments {
     /// The index points to one page more of a segment, or one fewer.
     pub fn count_page(&mut self, location: &Location, more: bool) {
         let Some(segment) = self.files.get_mut(&location.segment) else { return };
-        let bytes = location.entry.padded_len();
         if more {
             segment.live_pages += 1;
-            segment.live_bytes += bytes;
         } else {
             segment.live_pages -= 1;
-            segment.live_bytes -= bytes;
         }
     }
 
