@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use super::feed::{Batch, PageRef, Prefetch, Source, arrange, chunk_pages, stream};
 use super::table::{Layout, Table};
 use super::{Bias, Extent, KvCache, ReadRows, WriteRows};
-use crate::attend::{Bias as TileBias, Inline, Parallel, Running, Tile, attend_tile};
+use crate::attend::{Bias as TileBias, Inline, Parallel, Running, SimdLevel, Tile, attend_tile_at};
 use crate::error::{Error, Result};
 use crate::session::LayerShape;
 use crate::sync::Mutex;
@@ -299,34 +299,49 @@ impl Step<'_> {
         let mut buffer = self.states[item.chunk * heads + head].lock();
         buffer.resize(Running::len_f32(self.rows, dv), 0.0);
         let mut state = Running::in_buffer(&mut buffer, self.rows, dv);
+        let tile_of = |index: usize| {
+            let first = batch.entries[index].page as usize * page_tokens;
+            let slice = &batch.page(index, self.tables)[head * self.layout.head_bytes()..];
+            Tile::of_page(slice, page_tokens, page_tokens.min(self.length - first), dk, dv, self.shape.dtype)
+        };
+        let level = SimdLevel::detect();
         for index in item.entries.clone() {
             let page = batch.entries[index].page as usize;
             if page.is_multiple_of(self.chunk_pages) {
                 state.reset();
             }
-            let first = page * page_tokens;
-            let tokens = page_tokens.min(self.length - first);
-            let slice = &batch.page(index, self.tables)[head * self.layout.head_bytes()..];
-            let tile = Tile::of_page(slice, page_tokens, tokens, dk, dv, self.shape.dtype);
-            self.attend_tile(query, row, first, tile, &mut state);
+            let next = (index + 1 < item.entries.end).then(|| tile_of(index + 1));
+            self.attend_tile(level, query, row, page * page_tokens, tile_of(index), next, &mut state);
         }
     }
 
-    /// One tile with the mask that it needs.
-    fn attend_tile(&self, query: &[f32], row: usize, first: usize, tile: Tile<'_>, state: &mut Running<'_>) {
-        let tokens = tile.tokens;
+    /// One tile with the mask that it needs, while the memory of the next is asked for.
+    fn attend_tile(
+        &self,
+        level: SimdLevel,
+        query: &[f32],
+        row: usize,
+        first: usize,
+        tile: Tile<'_>,
+        next: Option<Tile<'_>>,
+        state: &mut Running<'_>,
+    ) {
+        let (tokens, next) = (tile.tokens, next.as_ref());
         // Tokens that some query must not see start here.
         let hidden = if self.mask.causal { self.length + 1 - self.tokens } else { self.length };
         let bias = self.mask.bias;
         match bias {
-            None if first + tokens <= hidden => attend_tile(query, self.rows, &tile, state, None),
+            None if first + tokens <= hidden => {
+                attend_tile_at(level, query, self.rows, &tile, next, state, None);
+            }
             Some(bias) if first + tokens <= hidden && bias.token_stride == 0 => {
                 let tile = tile.with_bias(TileBias::Shared(bias.slice(row, 0, first, tokens)));
-                attend_tile(query, self.rows, &tile, state, None);
+                attend_tile_at(level, query, self.rows, &tile, next, state, None);
             }
             _ => TILE_BIAS.with_borrow_mut(|buffer| {
                 self.tile_bias(row, first, tokens, buffer);
-                attend_tile(query, self.rows, &tile.with_bias(TileBias::PerRow(buffer)), state, None);
+                let tile = tile.with_bias(TileBias::PerRow(buffer));
+                attend_tile_at(level, query, self.rows, &tile, next, state, None);
             }),
         }
     }
