@@ -12,8 +12,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use stratakv_core::attend::{BatchShape, Inline, Pages, Parallel, Plan, Pool, SimdLevel, Tile, attend_batch};
+use stratakv_core::attend::{BatchShape, Inline, Pages, Parallel, Plan, Pool, Tile, attend_batch};
 use stratakv_core::dtype::DType;
+use stratakv_core::simd::SimdLevel;
 
 const PAGE_TOKENS: usize = 64;
 const KV_HEADS: usize = 2;

@@ -15,6 +15,7 @@ pub mod key;
 pub mod policy;
 pub mod recovery;
 pub mod session;
+pub mod simd;
 pub mod store;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]

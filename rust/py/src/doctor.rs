@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use stratakv_core::attend::SimdLevel;
 use stratakv_core::io::{ALIGN, Access, AlignedBuf, Disk as _, EngineKind, Mode, OsDisk, Usage, open_engine};
+use stratakv_core::simd::SimdLevel;
 
 use crate::enter::enter;
 use crate::threads;

@@ -20,7 +20,7 @@
 
 mod batch;
 mod exp;
-mod level;
+mod kernel;
 #[cfg(target_os = "linux")]
 mod openmp;
 mod parallel;
@@ -28,10 +28,8 @@ mod plan;
 mod pool;
 mod running;
 mod scalar;
-mod simd;
 
 pub use batch::{BatchShape, Pages, attend_batch};
-pub use level::SimdLevel;
 #[cfg(target_os = "linux")]
 pub use openmp::OpenMp;
 pub use parallel::{Inline, Parallel};
@@ -40,6 +38,7 @@ pub use pool::Pool;
 pub use running::{Mass, Running};
 
 use crate::dtype::DType;
+use crate::simd::SimdLevel;
 
 /// Tokens that one inner step scores before it touches values; bounds the stack scratch.
 const CHUNK_TOKENS: usize = 64;
@@ -150,7 +149,7 @@ pub fn attend_tile_at(
         }
         None => &mut empty,
     };
-    if !simd::attend(level.available(), q, rows, tile, next, state, mass) {
+    if kernel::attend(level.available(), q, rows, tile, next, state, mass).is_none() {
         scalar::attend(q, rows, tile, state, mass);
     }
 }

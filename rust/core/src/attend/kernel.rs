@@ -1,14 +1,30 @@
-//! The kernel proper. Letters as in [`super::super`].
+//! The vector kernel. Letters as in [`super`].
 //!
 //! A chunk of tokens is scored for a few rows at once, softened, and its values are
 //! summed for the same rows, so that each element is loaded and widened once per group of
 //! rows. Scores: four tokens times R rows of sums, lanes along Dk, reduced at the end.
 //! Values: R rows times D vectors of sums, lanes along Dv, over all tokens of the chunk.
 
-use super::super::exp::{LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUND, exp};
-use super::super::{CHUNK_TOKENS, Mass, Running, Tile};
-use super::{Bf16, Element, F16, F32, Simd};
+#![expect(unsafe_code, reason = "loads and stores through pointers that were checked")]
+#![expect(clippy::inline_always, reason = "what is not inlined is compiled without the instructions")]
+#![expect(clippy::needless_range_loop, reason = "indices below constants unroll into registers")]
+
+use super::exp::{LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUND, exp};
+use super::{CHUNK_TOKENS, Mass, Running, Tile};
 use crate::dtype::DType;
+use crate::simd::{Bf16, Element, F16, F32, Simd, dispatch, load_some};
+
+dispatch! {
+    /// Runs the kernel of exactly `level`; `None` where there is none on this machine.
+    pub(super) fn attend(
+        q: &[f32],
+        rows: usize,
+        tile: &Tile<'_>,
+        next: Option<&Tile<'_>>,
+        state: &mut Running<'_>,
+        mass: &mut Mass<'_>,
+    ) -> () => attend_rows;
+}
 
 /// Rows that are worked on together, at most.
 const ROWS: usize = 4;
@@ -17,10 +33,10 @@ const ROWS: usize = 4;
 /// lies past the last token is `-inf`, then 0.
 type Weights = [[f32; CHUNK_TOKENS]; ROWS];
 
-/// See [`super::super::attend_tile`]; lengths were checked there, which everything unsafe
-/// below relies on.
+/// See [`super::attend_tile`]; lengths were checked there, which everything unsafe below
+/// relies on.
 #[inline(always)]
-pub(super) fn attend<S: Simd>(
+fn attend_rows<S: Simd>(
     simd: S,
     q: &[f32],
     rows: usize,
@@ -395,27 +411,39 @@ fn prefetch<S: Simd>(simd: S, at: *const u8, len: usize) {
     }
 }
 
-/// `len` elements, fewer than a vector, followed by zeros.
-///
-/// # Safety
-/// `at` is valid for reads of `len` elements, and `len` is at most `LANES`.
-#[inline(always)]
-unsafe fn load_some<S: Simd, E: Element>(simd: S, at: *const u8, len: usize) -> S::Floats {
-    let mut bytes = [0_u8; 64];
-    // SAFETY: the caller's; 16 elements of 4 bytes are the most.
-    unsafe {
-        std::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), len * E::SIZE);
-        E::load(simd, bytes.as_ptr())
-    }
-}
-
 #[cfg(test)]
-pub(super) fn exp_into<S: Simd>(simd: S, values: &mut [f32]) {
-    for chunk in values.chunks_exact_mut(S::LANES) {
-        // SAFETY: a chunk is one vector.
-        unsafe {
-            let x = simd.load_f32(chunk.as_ptr().cast());
-            simd.store(chunk.as_mut_ptr(), exp_vector(simd, x));
+mod tests {
+    use super::*;
+    use crate::simd::SimdLevel;
+
+    dispatch! {
+        fn exp_all(values: &mut [f32]) -> () => exp_into;
+    }
+
+    #[inline(always)]
+    fn exp_into<S: Simd>(simd: S, values: &mut [f32]) {
+        for chunk in values.chunks_exact_mut(S::LANES) {
+            // SAFETY: a chunk is one vector.
+            unsafe {
+                let x = simd.load_f32(chunk.as_ptr().cast());
+                simd.store(chunk.as_mut_ptr(), exp_vector(simd, x));
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_equal_the_scalar_ones_to_the_bit() {
+        let mut x: Vec<f32> = (0..1 << 20).map(|i| -(i as f32) * (106.0 / (1 << 20) as f32)).collect();
+        x.extend([f32::NEG_INFINITY, -0.0, -1e-30, -1e30]);
+        x.resize(x.len().next_multiple_of(16), f32::NEG_INFINITY);
+        let truth: Vec<u32> = x.iter().map(|x| exp(*x).to_bits()).collect();
+        for level in SimdLevel::supported() {
+            let mut out = x.clone();
+            if exp_all(level, &mut out).is_some() {
+                for (i, out) in out.iter().enumerate() {
+                    assert_eq!(out.to_bits(), truth[i], "{level}: e^{}", x[i]);
+                }
+            }
         }
     }
 }

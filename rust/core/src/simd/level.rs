@@ -62,7 +62,7 @@ impl SimdLevel {
     }
 
     /// This level where the machine has it, the best one otherwise.
-    pub(super) fn available(self) -> Self {
+    pub(crate) fn available(self) -> Self {
         let best = Self::detect();
         if self <= best && self.is_supported() { self } else { best }
     }

@@ -14,8 +14,7 @@ use std::arch::x86_64::{
     _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
-use super::super::{Mass, Running, SimdLevel, Tile};
-use super::{Simd, kernel};
+use super::{Simd, SimdLevel};
 
 /// Intrinsics inside methods of a witness.
 macro_rules! vector {
@@ -26,66 +25,12 @@ macro_rules! vector {
     }};
 }
 
-/// AVX-512; false where the processor lacks it.
-pub(super) fn avx512(
-    q: &[f32],
-    rows: usize,
-    tile: &Tile<'_>,
-    next: Option<&Tile<'_>>,
-    state: &mut Running<'_>,
-    mass: &mut Mass<'_>,
-) -> bool {
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    fn enabled(
-        simd: Avx512,
-        q: &[f32],
-        rows: usize,
-        tile: &Tile<'_>,
-        next: Option<&Tile<'_>>,
-        state: &mut Running<'_>,
-        mass: &mut Mass<'_>,
-    ) {
-        kernel::attend(simd, q, rows, tile, next, state, mass);
-    }
-    let Some(simd) = Avx512::new() else { return false };
-    // SAFETY: the witness says that the instructions are there.
-    unsafe { enabled(simd, q, rows, tile, next, state, mass) };
-    true
-}
-
-/// AVX2; false where the processor lacks it.
-pub(super) fn avx2(
-    q: &[f32],
-    rows: usize,
-    tile: &Tile<'_>,
-    next: Option<&Tile<'_>>,
-    state: &mut Running<'_>,
-    mass: &mut Mass<'_>,
-) -> bool {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn enabled(
-        simd: Avx2,
-        q: &[f32],
-        rows: usize,
-        tile: &Tile<'_>,
-        next: Option<&Tile<'_>>,
-        state: &mut Running<'_>,
-        mass: &mut Mass<'_>,
-    ) {
-        kernel::attend(simd, q, rows, tile, next, state, mass);
-    }
-    let Some(simd) = Avx2::new() else { return false };
-    // SAFETY: the witness says that the instructions are there.
-    unsafe { enabled(simd, q, rows, tile, next, state, mass) };
-    true
-}
-
 /// Witness of AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(crate) struct Avx512(());
 
 impl Avx512 {
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         SimdLevel::Avx512.is_supported().then_some(Self(()))
     }
 }
@@ -165,10 +110,10 @@ impl Simd for Avx512 {
 
 /// Witness of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(());
+pub(crate) struct Avx2(());
 
 impl Avx2 {
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         SimdLevel::Avx2.is_supported().then_some(Self(()))
     }
 }
@@ -279,34 +224,4 @@ unsafe fn store_lanes_sum_256(at: *mut f32, a: __m256) {
     let sums = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
     // SAFETY: the caller's.
     unsafe { _mm_storeu_ps(at, sums) };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::super::exp::exp;
-    use super::*;
-
-    #[test]
-    fn exponentials_equal_the_scalar_ones_to_the_bit() {
-        let mut x: Vec<f32> = (0..1 << 20).map(|i| -(i as f32) * (106.0 / (1 << 20) as f32)).collect();
-        x.extend([f32::NEG_INFINITY, -0.0, -1e-30, -1e30]);
-        x.resize(x.len().next_multiple_of(16), f32::NEG_INFINITY);
-        let truth: Vec<u32> = x.iter().map(|x| exp(*x).to_bits()).collect();
-        for (name, run) in [("AVX-512", run_avx512 as fn(&mut [f32]) -> bool), ("AVX2", run_avx2)] {
-            let mut out = x.clone();
-            if run(&mut out) {
-                for (i, out) in out.iter().enumerate() {
-                    assert_eq!(out.to_bits(), truth[i], "{name}: e^{}", x[i]);
-                }
-            }
-        }
-    }
-
-    fn run_avx512(values: &mut [f32]) -> bool {
-        Avx512::new().map(|simd| kernel::exp_into(simd, values)).is_some()
-    }
-
-    fn run_avx2(values: &mut [f32]) -> bool {
-        Avx2::new().map(|simd| kernel::exp_into(simd, values)).is_some()
-    }
 }

@@ -7,8 +7,7 @@ use std::arch::aarch64::{
     vsubq_s32,
 };
 
-use super::super::{Mass, Running, SimdLevel, Tile};
-use super::{Simd, kernel};
+use super::{Simd, SimdLevel};
 use crate::dtype::f16_to_f32;
 
 /// Intrinsics inside methods of a witness.
@@ -23,26 +22,12 @@ macro_rules! vector {
     }};
 }
 
-/// NEON; false where the processor lacks it.
-pub(super) fn neon(
-    q: &[f32],
-    rows: usize,
-    tile: &Tile<'_>,
-    next: Option<&Tile<'_>>,
-    state: &mut Running<'_>,
-    mass: &mut Mass<'_>,
-) -> bool {
-    let Some(simd) = Neon::new() else { return false };
-    kernel::attend(simd, q, rows, tile, next, state, mass);
-    true
-}
-
 /// Witness of NEON.
 #[derive(Clone, Copy)]
-pub(super) struct Neon(());
+pub(crate) struct Neon(());
 
 impl Neon {
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         SimdLevel::Neon.is_supported().then_some(Self(()))
     }
 }

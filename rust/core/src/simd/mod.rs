@@ -1,0 +1,111 @@
+//! The vector operations that kernels are written over, shared by the rooms that have
+//! kernels.
+//!
+//! A [`Simd`] value is a witness: it exists only where the processor has its
+//! instructions, which makes arithmetic on it safe; only loads and stores are not. A
+//! whole kernel is inlined into one function per instruction set that enables those
+//! instructions ([`dispatch`] writes these functions), because a function that does not
+//! is compiled without them, and a vector passed to or from it would travel through
+//! memory. For the same reason kernels are `#[inline(always)]` and have no closures.
+
+#![expect(unsafe_code, reason = "vector intrinsics, and loads and stores through checked pointers")]
+#![expect(
+    clippy::inline_always,
+    reason = "see above: what is not inlined is compiled without the instructions"
+)]
+
+mod element;
+mod level;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
+
+pub(crate) use element::{Bf16, Element, F16, F32, load_some};
+pub use level::SimdLevel;
+
+/// Writes a function that runs a kernel with the instructions of exactly one level.
+///
+/// `fn name(argument: type, …) -> result => kernel;` becomes
+/// `fn name(level, argument, …) -> Option<result>`, which is `None` where this machine has
+/// no such vectors: the caller has a scalar twin. `kernel` is a path to an
+/// `#[inline(always)]` function of a witness and the same arguments.
+macro_rules! dispatch {
+    (
+        $(#[$meta:meta])*
+        $visibility:vis fn $name:ident($($argument:ident: $kind:ty),* $(,)?) -> $result:ty => $kernel:path;
+    ) => {
+        $(#[$meta])*
+        $visibility fn $name(level: $crate::simd::SimdLevel, $($argument: $kind),*) -> Option<$result> {
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::SimdLevel::Avx512 => {
+                    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+                    fn enabled(simd: $crate::simd::x86::Avx512, $($argument: $kind),*) -> $result {
+                        $kernel(simd, $($argument),*)
+                    }
+                    let simd = $crate::simd::x86::Avx512::new()?;
+                    // SAFETY: the witness says that the instructions are there.
+                    Some(unsafe { enabled(simd, $($argument),*) })
+                }
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::SimdLevel::Avx2 => {
+                    #[target_feature(enable = "avx2,fma,f16c")]
+                    fn enabled(simd: $crate::simd::x86::Avx2, $($argument: $kind),*) -> $result {
+                        $kernel(simd, $($argument),*)
+                    }
+                    let simd = $crate::simd::x86::Avx2::new()?;
+                    // SAFETY: the witness says that the instructions are there.
+                    Some(unsafe { enabled(simd, $($argument),*) })
+                }
+                // NEON is enabled wherever the architecture is.
+                #[cfg(target_arch = "aarch64")]
+                $crate::simd::SimdLevel::Neon => Some($kernel($crate::simd::neon::Neon::new()?, $($argument),*)),
+                _ => None,
+            }
+        }
+    };
+}
+pub(crate) use dispatch;
+
+/// Vectors of float32 of one instruction set.
+pub(crate) trait Simd: Copy {
+    /// A vector.
+    type Floats: Copy;
+    /// Floats in a vector; at most 16.
+    const LANES: usize;
+    /// Sums that fit the registers beside their operands.
+    const SUMS: usize;
+
+    fn splat(self, value: f32) -> Self::Floats;
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The greater; `b` where either is a NaN.
+    fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * 2^n` for integral `n` in -151..=0 and `a` in 0.5..2, rounded once.
+    fn scale(self, a: Self::Floats, n: Self::Floats) -> Self::Floats;
+    fn reduce_add(self, a: Self::Floats) -> f32;
+    fn reduce_max(self, a: Self::Floats) -> f32;
+    /// Asks for the cache line of `at`, which may be any address.
+    fn prefetch(self, at: *const u8);
+
+    /// # Safety
+    /// `at` is valid for reads of `LANES` floats; any alignment.
+    unsafe fn load_f32(self, at: *const u8) -> Self::Floats;
+    /// # Safety
+    /// `at` is valid for reads of `LANES` 16-bit elements; any alignment.
+    unsafe fn load_bf16(self, at: *const u8) -> Self::Floats;
+    /// # Safety
+    /// `at` is valid for reads of `LANES` 16-bit elements; any alignment.
+    unsafe fn load_f16(self, at: *const u8) -> Self::Floats;
+    /// # Safety
+    /// `at` is valid for writes of `LANES` floats.
+    unsafe fn store(self, at: *mut f32, a: Self::Floats);
+    /// Writes the sums of the four vectors' lanes.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of 4 floats.
+    unsafe fn store_sums(self, at: *mut f32, a: [Self::Floats; 4]);
+}
