@@ -6,6 +6,7 @@
 
 pub mod attend;
 pub mod cache;
+pub mod codec;
 pub mod dtype;
 pub mod error;
 pub mod format;

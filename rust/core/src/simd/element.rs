@@ -2,7 +2,7 @@
 
 use super::Simd;
 
-/// How elements become float32; always exact.
+/// How elements become float32, always exactly, and float32 becomes elements.
 pub(crate) trait Element {
     /// Bytes per element.
     const SIZE: usize;
@@ -10,6 +10,12 @@ pub(crate) trait Element {
     /// # Safety
     /// `at` is valid for reads of `LANES` elements; any alignment.
     unsafe fn load<S: Simd>(simd: S, at: *const u8) -> S::Floats;
+
+    /// Rounds to nearest, ties to even.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of `LANES` elements; any alignment.
+    unsafe fn store<S: Simd>(simd: S, at: *mut u8, a: S::Floats);
 }
 
 pub(crate) struct F32;
@@ -24,6 +30,12 @@ impl Element for F32 {
         // SAFETY: the caller's.
         unsafe { simd.load_f32(at) }
     }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, at: *mut u8, a: S::Floats) {
+        // SAFETY: the caller's.
+        unsafe { simd.store(at.cast(), a) }
+    }
 }
 
 impl Element for Bf16 {
@@ -34,6 +46,12 @@ impl Element for Bf16 {
         // SAFETY: the caller's.
         unsafe { simd.load_bf16(at) }
     }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, at: *mut u8, a: S::Floats) {
+        // SAFETY: the caller's.
+        unsafe { simd.store_bf16(at, a) }
+    }
 }
 
 impl Element for F16 {
@@ -43,6 +61,12 @@ impl Element for F16 {
     unsafe fn load<S: Simd>(simd: S, at: *const u8) -> S::Floats {
         // SAFETY: the caller's.
         unsafe { simd.load_f16(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(simd: S, at: *mut u8, a: S::Floats) {
+        // SAFETY: the caller's.
+        unsafe { simd.store_f16(at, a) }
     }
 }
 

@@ -82,12 +82,15 @@ pub(crate) trait Simd: Copy {
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    fn abs(self, a: Self::Floats) -> Self::Floats;
     /// The greater; `b` where either is a NaN.
     fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * 2^n` for integral `n` in -151..=0 and `a` in 0.5..2, rounded once.
     fn scale(self, a: Self::Floats, n: Self::Floats) -> Self::Floats;
     fn reduce_add(self, a: Self::Floats) -> f32;
     fn reduce_max(self, a: Self::Floats) -> f32;
+    /// Rounded to bfloat16, to nearest, ties to even; a NaN stays one.
+    fn round_bf16(self, a: Self::Floats) -> Self::Floats;
     /// Asks for the cache line of `at`, which may be any address.
     fn prefetch(self, at: *const u8);
 
@@ -108,4 +111,57 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `at` is valid for writes of 4 floats.
     unsafe fn store_sums(self, at: *mut f32, a: [Self::Floats; 4]);
+
+    /// FP8 codes as their values times 2^-8 ([`crate::codec::scale_factor`] makes up for
+    /// it). No code is a NaN's: 0x7f and 0xff are read as +-480.
+    ///
+    /// # Safety
+    /// `at` is valid for reads of `LANES` bytes.
+    unsafe fn load_fp8(self, at: *const u8) -> Self::Floats;
+    /// [`Simd::load_fp8`] of any codes; 0x7f and 0xff give a NaN.
+    ///
+    /// # Safety
+    /// `at` is valid for reads of `LANES` bytes.
+    unsafe fn load_fp8_or_nan(self, at: *const u8) -> Self::Floats;
+    /// The 16-bit values of a bfloat16 row, times 2^-8: codes with residuals of 4 bits, the
+    /// even lane's in the low half of a byte.
+    ///
+    /// # Safety
+    /// `codes` is valid for reads of `LANES` bytes, `residual` of half as many.
+    unsafe fn load_fp8_residual4(self, codes: *const u8, residual: *const u8) -> Self::Floats;
+    /// The 16-bit values of a float16 row, times 2^-8: codes with residuals of a byte.
+    ///
+    /// # Safety
+    /// `codes` and `residual` are valid for reads of `LANES` bytes.
+    unsafe fn load_fp8_residual8(self, codes: *const u8, residual: *const u8) -> Self::Floats;
+    /// Rounds to bfloat16, to nearest, ties to even; a NaN stays one.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of `LANES` 16-bit elements; any alignment.
+    unsafe fn store_bf16(self, at: *mut u8, a: Self::Floats);
+    /// Rounds to float16, to nearest, ties to even; a NaN stays one.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of `LANES` 16-bit elements; any alignment.
+    unsafe fn store_f16(self, at: *mut u8, a: Self::Floats);
+    /// Rounds to FP8 codes, to nearest, ties to even; what is too large becomes +-448, and
+    /// a NaN 0x7f with its sign.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of `LANES` bytes.
+    unsafe fn store_fp8(self, at: *mut u8, a: Self::Floats);
+    /// The inverse of [`Simd::load_fp8_residual4`], without its factor, for values of at most
+    /// 8 significant bits and 448 in magnitude; those below 2^-6 are rounded to multiples
+    /// of 2^-13, ties to even.
+    ///
+    /// # Safety
+    /// `codes` is valid for writes of `LANES` bytes, `residual` of half as many.
+    unsafe fn store_fp8_residual4(self, codes: *mut u8, residual: *mut u8, a: Self::Floats);
+    /// The inverse of [`Simd::load_fp8_residual8`], without its factor, for values of at most
+    /// 11 significant bits and 448 in magnitude; those below 2^-6 are rounded to multiples
+    /// of 2^-16, ties to even.
+    ///
+    /// # Safety
+    /// `codes` and `residual` are valid for writes of `LANES` bytes.
+    unsafe fn store_fp8_residual8(self, codes: *mut u8, residual: *mut u8, a: Self::Floats);
 }
