@@ -15,6 +15,7 @@ pub mod io;
 pub mod key;
 pub mod policy;
 pub mod recovery;
+pub mod rotary;
 pub mod session;
 pub mod simd;
 pub mod store;

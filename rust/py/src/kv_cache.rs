@@ -7,6 +7,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes, PyDict};
 use stratakv_core::cache::{self, CacheConfig, Mask};
+use stratakv_core::rotary::Rotary;
 use stratakv_core::sync::Mutex;
 use stratakv_core::{Error, Result};
 
@@ -70,7 +71,7 @@ impl Salts {
 #[pymethods]
 impl KvCache {
     #[new]
-    #[pyo3(signature = (store, *, num_layers, page_tokens=64, identity=None, settings=None))]
+    #[pyo3(signature = (store, *, num_layers, page_tokens=64, identity=None, settings=None, rotary=None))]
     fn new(
         py: Python<'_>,
         store: &Store,
@@ -78,9 +79,11 @@ impl KvCache {
         page_tokens: usize,
         identity: Option<Vec<u8>>,
         settings: Option<BTreeMap<String, String>>,
+        rotary: Option<(Vec<f64>, bool)>,
     ) -> PyResult<Self> {
-        let config =
-            CacheConfig { num_layers, page_tokens, identity, settings: settings.unwrap_or_default() };
+        let settings = settings.unwrap_or_default();
+        let rotary = rotary.map(|(inv_freq, interleaved)| Rotary { inv_freq, interleaved });
+        let config = CacheConfig { num_layers, page_tokens, identity, settings, rotary };
         let store = store.engine();
         enter(py, || cache::KvCache::new(store, config)).map(Self::wrap)
     }
@@ -149,6 +152,7 @@ impl KvCache {
         })
     }
 
+    #[pyo3(signature = (layer, start, stop, keys, values, rotated=false))]
     fn gather(
         &self,
         py: Python<'_>,
@@ -157,10 +161,11 @@ impl KvCache {
         stop: usize,
         keys: &Bound<'_, PyAny>,
         values: &Bound<'_, PyAny>,
+        rotated: bool,
     ) -> PyResult<()> {
         let mut keys = Tensor::destination("keys", keys)?;
         let mut values = Tensor::destination("values", values)?;
-        self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values))
+        self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, rotated))
     }
 
     fn prefetch(&self, py: Python<'_>, layer: usize) -> PyResult<()> {

@@ -36,6 +36,9 @@ impl KvCache {
     /// Checks a call's shapes, and adopts them on a first append.
     fn accept(&mut self, layer: usize, keys: &Extent, values: &Extent) -> Result<LayerShape> {
         values.expect("values", &Extent { dim: values.dim, ..*keys })?;
+        if let Some(turns) = &self.turns {
+            turns.check_dim(keys.dim)?;
+        }
         let shape = LayerShape {
             kv_heads: keys.heads as u32,
             key_dim: keys.dim as u32,
@@ -88,7 +91,12 @@ impl KvCache {
             for (row, table) in self.layers[layer].tables.iter_mut().enumerate() {
                 let open = writable(&self.store, table, page, layout)?;
                 for head in 0..layout.heads {
-                    keys.read(row, head, done, &mut open[layout.keys(head, within, tokens)]);
+                    let fresh = &mut open[layout.keys(head, within, tokens)];
+                    keys.read(row, head, done, fresh);
+                    if let Some(turns) = &self.turns {
+                        let extent = keys.extent();
+                        turns.store(within, fresh, extent.dim, extent.dtype);
+                    }
                     values.read(row, head, done, &mut open[layout.values(head, within, tokens)]);
                 }
             }

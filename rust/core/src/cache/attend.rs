@@ -10,9 +10,11 @@ use std::cell::RefCell;
 use super::feed::{Batch, PageRef, Prefetch, Source, arrange, chunk_pages, stream};
 use super::table::{Layout, Table};
 use super::{Bias, Extent, KvCache, ReadRows, WriteRows};
-use crate::attend::{Bias as TileBias, Inline, Parallel, Running, SimdLevel, Tile, attend_tile_at};
+use crate::attend::{Bias as TileBias, Inline, Parallel, Running, Tile, attend_tile_at};
 use crate::error::{Error, Result};
+use crate::rotary::Turns;
 use crate::session::LayerShape;
+use crate::simd::SimdLevel;
 use crate::sync::Mutex;
 
 /// Less than this many bytes of pages are attended on the calling thread: waking others
@@ -69,11 +71,12 @@ struct Step<'a> {
     chunk_pages: usize,
     /// Per row of the batch.
     chunks: usize,
-    /// (B, H, R, Dk), scaled.
+    /// (B, H, R, Dk), scaled, and with a rotary turned to its position.
     query: &'a [f32],
     /// (B, chunk, H).
     states: &'a [Mutex<Vec<f32>>],
     mask: &'a Mask<'a>,
+    turns: Option<&'a Turns>,
 }
 
 impl KvCache {
@@ -177,6 +180,10 @@ impl KvCache {
         read_query(query, scale, &mut scratch.query, &mut scratch.bytes);
         let length = self.layers[layer].len;
         let num_pages = length.div_ceil(layout.page_tokens);
+        if let Some(turns) = &mut self.turns {
+            turns.grow(num_pages);
+            turns.place_queries(&mut scratch.query, extent.tokens, extent.dim, length);
+        }
         let chunk_pages = chunk_pages(num_pages, layout.page_tokens);
         let chunks = num_pages.div_ceil(chunk_pages);
         scratch.states.resize_with(self.rows * chunks * layout.heads, Mutex::default);
@@ -194,6 +201,7 @@ impl KvCache {
             query: &scratch.query,
             states: &scratch.states,
             mask,
+            turns: self.turns.as_ref(),
         };
         let small = self.rows * num_pages * layout.page_bytes() < PARALLEL_BYTES_MIN;
         let parallel = if small { &Inline } else { parallel };
@@ -272,6 +280,8 @@ fn read_query(query: &dyn ReadRows, scale: f32, into: &mut Vec<f32>, bytes: &mut
 thread_local! {
     /// Masks of the tile at hand, where they differ between query rows.
     static TILE_BIAS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Queries relative to the page at hand, with a rotary.
+    static PAGE_QUERY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Step<'_> {
@@ -311,8 +321,19 @@ impl Step<'_> {
                 state.reset();
             }
             let next = (index + 1 < item.entries.end).then(|| tile_of(index + 1));
-            self.attend_tile(level, query, row, page * page_tokens, tile_of(index), next, &mut state);
+            self.facing(query, page, |query| {
+                self.attend_tile(level, query, row, page * page_tokens, tile_of(index), next, &mut state);
+            });
         }
+    }
+
+    /// Calls with the queries as a page's keys need them: with a rotary, relative to the page.
+    fn facing(&self, query: &[f32], page: usize, call: impl FnOnce(&[f32])) {
+        let Some(turns) = self.turns else { return call(query) };
+        PAGE_QUERY.with_borrow_mut(|relative| {
+            turns.relative_to(page, query, self.shape.key_dim as usize, relative);
+            call(relative);
+        });
     }
 
     /// One tile with the mask that it needs, while the memory of the next is asked for.

@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 
 impl KvCache {
     /// Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv).
+    /// With a rotary, keys are at their positions where `rotated`, and as they were appended
+    /// otherwise, in either case rounded once more.
     ///
     /// # Errors
     /// `Invalid` for a range or shapes that do not fit; `PagesLost`; `RamFull`, `Io` from the
@@ -17,8 +19,12 @@ impl KvCache {
         stop: usize,
         keys: &mut dyn WriteRows,
         values: &mut dyn WriteRows,
+        rotated: bool,
     ) -> Result<()> {
         let (shape, layout) = self.filled(layer)?;
+        if let Some(turns) = &mut self.turns {
+            turns.grow(stop.div_ceil(layout.page_tokens));
+        }
         let held = &self.layers[layer];
         if start > stop || stop > held.len {
             return Err(Error::Invalid(format!("tokens [{start}, {stop}) of {} in layer {layer}", held.len)));
@@ -39,13 +45,27 @@ impl KvCache {
         scratch.order.clear();
         let rows = 0..self.rows as u32;
         scratch.order.extend(rows.flat_map(|row| pages.clone().map(move |page| PageRef { row, page })));
+        let turns = self.turns.as_ref();
+        let mut turned = Vec::new();
         let mut copy = |batch: &Batch| {
             for (index, entry) in batch.entries.iter().enumerate() {
                 let first = entry.page as usize * page_tokens;
                 let (from, to) = (start.max(first), stop.min(first + page_tokens));
                 let (page, row) = (batch.page(index, source.tables), entry.row as usize);
                 for head in 0..heads {
-                    keys.write(row, head, from - start, &page[layout.keys(head, from - first, to - from)]);
+                    let mut rows = &page[layout.keys(head, from - first, to - from)];
+                    if let Some(turns) = turns {
+                        turned.clear();
+                        turned.extend_from_slice(rows);
+                        let dim = shape.key_dim as usize;
+                        if rotated {
+                            turns.place(entry.page as usize, &mut turned, dim, shape.dtype);
+                        } else {
+                            turns.unstore(from - first, &mut turned, dim, shape.dtype);
+                        }
+                        rows = &turned;
+                    }
+                    keys.write(row, head, from - start, rows);
                     values.write(
                         row,
                         head,

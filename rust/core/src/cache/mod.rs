@@ -1,7 +1,7 @@
 //! Page tables of a sequence batch: which pages hold the keys and values of every layer
 //! and row, and exact attention over them.
 //!
-//! What it is not: it moves no page between tiers (the store does) and rotates nothing.
+//! What it is not: it moves no page between tiers (the store does).
 //!
 //! Invariants: all rows of a layer hold equally many tokens; an operation that fails
 //! leaves every layer at a length whose tokens are all valid; what a row holds is never
@@ -28,6 +28,7 @@ pub use tensor::{Bias, Extent, ReadRows, WriteRows};
 
 use crate::error::{Error, Result};
 use crate::key::Chain;
+use crate::rotary::{Rotary, Turns};
 use crate::session::{LayerShape, chain_root};
 use crate::store::Store;
 use attend::ATTENDS_PER_REPORT;
@@ -47,6 +48,9 @@ pub struct CacheConfig {
     pub identity: Option<Vec<u8>>,
     /// Settings that change values, by name.
     pub settings: BTreeMap<String, String>,
+    /// Keys come without positions, and get them from here when they are read. The settings
+    /// must tell such a cache from others, because its pages hold other values.
+    pub rotary: Option<Rotary>,
 }
 
 /// The keys and values of a sequence batch. Cloning is [`KvCache::fork`].
@@ -68,6 +72,8 @@ pub struct KvCache {
     /// The layer of the latest attend, to learn which follows which.
     attended: Option<usize>,
     scratch: attend::Scratch,
+    /// With a rotary.
+    turns: Option<Turns>,
 }
 
 /// One layer's geometry and tables.
@@ -124,6 +130,7 @@ impl KvCache {
             .identity
             .as_ref()
             .map(|identity| chain_root(identity, &config.settings, config.page_tokens as u32));
+        let turns = config.rotary.clone().map(|rotary| Turns::new(rotary, config.page_tokens)).transpose()?;
         Ok(Self {
             store,
             root,
@@ -136,6 +143,7 @@ impl KvCache {
             prefetched: None,
             attended: None,
             scratch: attend::Scratch::default(),
+            turns,
             config,
         })
     }
@@ -279,6 +287,7 @@ impl KvCache {
             prefetched: None,
             attended: None,
             scratch: attend::Scratch::default(),
+            turns: self.turns.clone(),
         })
     }
 

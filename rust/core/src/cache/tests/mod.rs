@@ -2,6 +2,7 @@
 
 mod model;
 mod persist;
+mod rotary;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -80,6 +81,7 @@ fn config(num_layers: usize, page_tokens: usize) -> CacheConfig {
         page_tokens,
         identity: Some(b"a model".to_vec()),
         settings: BTreeMap::from([("dtype".into(), "bfloat16".into())]),
+        rotary: None,
     }
 }
 
@@ -122,6 +124,6 @@ fn contents(cache: &mut KvCache, layer: usize, shape: [usize; 3], dtype: DType) 
     let (rows, length) = (cache.num_rows(), cache.length(layer).unwrap());
     let mut keys = Tensor::new(rows, shape[0], length, shape[1], dtype);
     let mut values = Tensor::new(rows, shape[0], length, shape[2], dtype);
-    cache.gather(layer, 0, length, &mut keys, &mut values).unwrap();
+    cache.gather(layer, 0, length, &mut keys, &mut values, false).unwrap();
     (keys, values)
 }
