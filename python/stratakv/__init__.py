@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from stratakv.cache.store import Store as Store
     from stratakv.errors import StrataError as StrataError
     from stratakv.hf import TieredCache as TieredCache
+    from stratakv.hf import attach as attach
 
 _HOMES = {
     "TieredCache": "stratakv.hf",
+    "attach": "stratakv.hf",
     "Store": "stratakv.cache.store",
     "StrataError": "stratakv.errors",
     "__version__": "stratakv._native",
 }
 
-__all__ = ["Store", "StrataError", "TieredCache", "__version__"]
+__all__ = ["Store", "StrataError", "TieredCache", "__version__", "attach"]
 
 
 def __getattr__(name: str) -> Any:

@@ -97,6 +97,10 @@ class KvCache:
     Rows share sealed pages; reorder, select, repeat and fork move table entries only.
     `identity` (model fingerprint) makes pages content-addressed by the noted token ids; without it, or for
     tokens never noted, pages are private to this cache.
+
+    `rotary` is (radians per position of each pair, whether pairs are neighbours): keys then come without
+    positions, are stored turned by their offset inside the page, and are attended to at their positions in
+    the sequence. The first two elements of a head per frequency are turned. `settings` must tell.
     """
 
     def __new__(
@@ -107,6 +111,7 @@ class KvCache:
         page_tokens: int = 64,
         identity: bytes | None = None,
         settings: dict[str, str] | None = None,
+        rotary: tuple[list[float], bool] | None = None,
     ) -> KvCache: ...
     @property
     def page_tokens(self) -> int: ...
@@ -143,11 +148,18 @@ class KvCache:
         """Exact attention of (B, Q, T, Dk) queries over everything that the layer holds, into (B, Q, T, Dv).
 
         bias: float32 (B or 1, T or 1, S) added to the scores, S the layer's length; -inf excludes.
+        With a rotary the queries come without positions too, and are the last T tokens'.
         causal: query t sees all but the last T - 1 - t tokens. A query that sees nothing gives zeros.
         Sums in float32, rounds once into `out`'s dtype. Made for few query tokens (T up to about 32).
         """
-    def gather(self, layer: int, start: int, stop: int, keys: Any, values: Any) -> None:
-        """Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv)."""
+    def gather(
+        self, layer: int, start: int, stop: int, keys: Any, values: Any, rotated: bool = False
+    ) -> None:
+        """Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv).
+
+        With a rotary, keys are as they were appended, or at their positions where `rotated`; turned in
+        float32 and rounded once more. Without one, `rotated` changes nothing.
+        """
     def prefetch(self, layer: int) -> None:
         """Starts reading what the layer's next attend or gather will miss in RAM."""
     def crop(self, length: int) -> None:

@@ -35,7 +35,8 @@ def paged_attention(
     """Exact attention of queries over a snapshot of one layer.
 
     Args:
-        query: (B, Q, T, Dk), Q a multiple of the layer's heads.
+        query: (B, Q, T, Dk), Q a multiple of the layer's heads. In a table with a rotary, of the last
+            T tokens and without positions.
         snapshot: S tokens of (B, H, Dk) keys and (B, H, Dv) values.
         mask: broadcasts to (B, Q, T, S). Bool: True takes part. Float: added to the scores.
         scale: factor of the scores; Dk ** -0.5 by default.
@@ -86,6 +87,9 @@ def _choose(
     one_head = mask_4d is None or mask_4d.shape[1] == 1
     if query.device.type == "cpu" and query.shape[2] <= FEW_TOKENS and one_head:
         return _engine(query, snapshot, mask, mask_4d, scale)
+    rotary = snapshot.table.rotary
+    if rotary is not None:
+        query = rotary.rotate(query, torch.arange(snapshot.length - query.shape[2], snapshot.length))
     group = query.shape[1] // snapshot.geometry.num_heads
     if snapshot.num_bytes * group <= tile_bytes:
         return _whole(query, snapshot, mask, scale, group)
@@ -112,7 +116,7 @@ def _whole(query: Tensor, snapshot: Snapshot, mask: Tensor | None, scale: float,
     if snapshot.device.type == "cpu":
         numel = snapshot.num_bytes // snapshot.geometry.dtype.itemsize
         buffer = WORKSPACE.buffer(numel, snapshot.geometry.dtype)
-    keys, values = snapshot.gather(0, snapshot.length, buffer)
+    keys, values = snapshot.gather(0, snapshot.length, buffer, rotated=True)
     if group > 1:
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
     return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)

@@ -62,14 +62,23 @@ class PagedTensor(Tensor):
         """The real tensor, freshly copied out of the pages.
 
         Raises:
-            RuntimeError: the cache was cropped, reordered, reset or closed since.
+            RuntimeError: the cache was cropped, reordered, reset or closed since, or these are keys without
+                positions.
         """
+        self._refuse_without_positions()
         tensor = self.snapshot.part(self.part)
         if self.num_repeats > 1:
             tensor = tensor.repeat_interleave(self.num_repeats, dim=1)
         if self.pending is not None:
             tensor = tensor[:, :, None].expand(-1, -1, self.pending, -1, -1)
         return tensor
+
+    def _refuse_without_positions(self) -> None:
+        if self.part == "keys" and self.snapshot.table.rotary is not None:
+            raise RuntimeError(
+                "the keys of a cache that was opened for an attached model have no positions: only that "
+                "model's attention reads them, inside `with stratakv.attach(model):`"
+            )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch leaves it unnamed
         """Shape and dtype; no pages are read."""
@@ -140,6 +149,7 @@ def _attention(  # noqa: PLR0917  # torch's own signature
         query, PagedTensor
     ):
         return NotImplemented
+    key._refuse_without_positions()
     same_pages = key.snapshot is value.snapshot and (key.part, value.part) == ("keys", "values")
     if (
         not same_pages

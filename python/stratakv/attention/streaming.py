@@ -32,7 +32,8 @@ def stream_attention(
 
     Args:
         query_BQTD: (B, Q, T, Dk) on the snapshot's device, in its dtype; Q a multiple of H.
-        snapshot: (B, H, S, Dk) keys and (B, H, S, Dv) values in pages.
+        snapshot: (B, H, S, Dk) keys and (B, H, S, Dv) values in pages; with a rotary, the queries
+            are at their positions already.
         scale: factor of the scores.
         mask_BQTS: four dimensions that broadcast to (B, Q, T, S); bool (True takes part) or
             float (added to the scores).
@@ -47,7 +48,7 @@ def stream_attention(
     scratch = _scratch(snapshot, tile_tokens)
     for start in range(0, snapshot.length, tile_tokens):
         stop = min(start + tile_tokens, snapshot.length)
-        keys_BHLD, values_BHLD = snapshot.gather(start, stop, scratch)
+        keys_BHLD, values_BHLD = snapshot.gather(start, stop, scratch, rotated=True)
         bias_BQTL = None if mask_BQTS is None else bias_or_none(mask_BQTS[..., start:stop])
         merged.add(*_tile_attention(query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL))
     return merged.result(query_BQTD.dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stratakv import _native
+from stratakv.cache.rotary import Rotary
 from stratakv.cache.store import Store
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -55,6 +56,9 @@ class PageTable:
 
     Every change other than an append moves `epoch` on, so that a `Snapshot` taken before it
     can tell that it no longer describes the table.
+
+    With a `rotary`, keys and queries come without positions and are attended to at their
+    positions in the sequence; keys are stored turned by their offset inside the page.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class PageTable:
         page_tokens: int,
         identity: bytes | None = None,
         settings: dict[str, str] | None = None,
+        rotary: Rotary | None = None,
     ) -> None:
         if num_slots:
             self._kv: _native.KvCache | None = _native.KvCache(
@@ -73,11 +78,13 @@ class PageTable:
                 page_tokens=page_tokens,
                 identity=identity,
                 settings=settings,
+                rotary=None if rotary is None else (list(rotary.inv_freq), rotary.interleaved),
             )
         else:
             self._kv = None
         self.num_slots = num_slots
         self.page_tokens = page_tokens
+        self.rotary = rotary
         self.reads_disk = store.settings.directory is not None
         self.geometry: list[LayerGeometry | None] = [None] * num_slots
         self.epoch = 0
@@ -163,6 +170,7 @@ class PageTable:
         twin._kv = None if self._kv is None else self._kv.fork()
         twin.num_slots = self.num_slots
         twin.page_tokens = self.page_tokens
+        twin.rotary = self.rotary
         twin.reads_disk = self.reads_disk
         twin.geometry = list(self.geometry)
         twin.epoch = 0
@@ -206,7 +214,9 @@ class Snapshot:
                 "closed; take them from the cache again"
             )
 
-    def gather(self, start: int, stop: int, buffer: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def gather(
+        self, start: int, stop: int, buffer: Tensor | None = None, *, rotated: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Copies tokens [start, stop) out.
 
         Args:
@@ -214,6 +224,7 @@ class Snapshot:
             stop: one past the last.
             buffer: flat CPU tensor of the geometry's dtype to copy into where it is large
                 enough; the result then aliases it.
+            rotated: in a table with a rotary, keys at their positions instead of as appended.
 
         Returns:
             (B, H, stop - start, Dk) keys and (B, H, stop - start, Dv) values on `device`.
@@ -229,7 +240,7 @@ class Snapshot:
         else:
             keys = buffer[:key_numel].view(*shape, self.geometry.key_dim)
             values = buffer[key_numel : key_numel + value_numel].view(*shape, self.geometry.value_dim)
-        self.table.native.gather(self.slot, start, stop, keys, values)
+        self.table.native.gather(self.slot, start, stop, keys, values, rotated)
         return keys.to(self.device), values.to(self.device)
 
     def part(self, name: str) -> Tensor:

@@ -24,6 +24,7 @@ from stratakv.hf.arguments import (
     one_row,
     session_or_none,
 )
+from stratakv.hf.attach import Attachment, attachment_of
 from stratakv.hf.binding import ModelBinding, bind
 from stratakv.hf.compat import check_version, is_full_attention, layer_plan
 from stratakv.hf.fingerprint import model_settings
@@ -100,6 +101,9 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         one left to compute. Where a layer cannot step back (a full sliding window, a
         recurrence), it holds all of them; `generate` then needs at least one new id.
 
+        For a model that is attached (`stratakv.attach`) the cache holds keys without positions, and can
+        be used only while that model is attached.
+
         Args:
             model: a transformers model; it gets a forward hook until the cache is closed.
             path: the store's directory; None keeps everything in RAM, without sessions.
@@ -141,8 +145,13 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 page_tokens = int((saved or {}).get("settings", {}).get("page_tokens", DEFAULT_PAGE_TOKENS))
             check_page_tokens(page_tokens)
             self = cls.__new__(cls)
+            attachment = attachment_of(model)
             settings = model_settings(model, page_tokens=page_tokens)
-            self._build(config, store, page_tokens, binding=bind(model), settings=settings)
+            if attachment is not None:
+                settings |= attachment.settings
+            self._build(
+                config, store, page_tokens, binding=bind(model), settings=settings, attachment=attachment
+            )
             self.name = name
             if saved is not None:
                 self._resume(saved)
@@ -159,6 +168,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         *,
         binding: ModelBinding | None,
         settings: dict[str, str] | None,
+        attachment: Attachment | None = None,
     ) -> None:
         plan = layer_plan(config)
         num_tiered = sum(is_full_attention(layer_class) for layer_class, _ in plan)
@@ -168,6 +178,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             page_tokens=page_tokens,
             identity=None if binding is None else binding.identity,
             settings=settings,
+            rotary=None if attachment is None else attachment.rotary,
         )
         layers: list[Any] = []
         slot = 0
@@ -177,15 +188,21 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 slot += 1
             else:
                 layers.append(layer_class(**kwargs))
-        self._assemble(layers, table, store, binding)
+        self._assemble(layers, table, store, binding, attachment)
 
     def _assemble(
-        self, layers: list[Any], table: PageTable, store: Store, binding: ModelBinding | None
+        self,
+        layers: list[Any],
+        table: PageTable,
+        store: Store,
+        binding: ModelBinding | None,
+        attachment: Attachment | None,
     ) -> None:
         # Past DynamicCache's own initialiser, which builds plain layers from a config.
         super(DynamicCache, self).__init__(layers=layers)
         self.name: str | None = None
         self.binding = binding
+        self.attachment = attachment
         self._table = table
         self._store = store
         self._mask: Tensor | None = None
@@ -206,6 +223,8 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         Returns:
             Keys and values: plain tensors on the first call, `PagedTensor`s with a past.
         """
+        if self.attachment is not None:
+            self.attachment.check_update(self)
         layer = self.layers[layer_idx]
         result: tuple[Tensor, Tensor] = layer.update(key_states, value_states, *args, **kwargs)
         if isinstance(layer, TieredLayer) and self._table.reads_disk:
@@ -357,7 +376,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 layers.append(tiered)
             else:
                 layers.append(copy.deepcopy(layer))
-        twin._assemble(layers, table, self._store.share(), self.binding)
+        twin._assemble(layers, table, self._store.share(), self.binding, self.attachment)
         twin.name = name
         twin._mask, twin._salted_from = self._mask, self._salted_from
         return twin
