@@ -18,6 +18,10 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES_FILE = RESULTS / "figures.json"
 
 
+class NotMeasurableHereError(Exception):
+    """This machine lacks what a figure is about; the message says what. Nothing is recorded."""
+
+
 @dataclass(frozen=True)
 class Result:
     """Samples of one figure, all taken in one run; their median is its value."""
