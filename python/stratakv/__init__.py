@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stratakv import fp8 as fp8
     from stratakv._native import __version__ as __version__
     from stratakv.cache.store import Store as Store
     from stratakv.errors import StrataError as StrataError
@@ -28,11 +29,16 @@ _HOMES = {
     "__version__": "stratakv._native",
 }
 
-__all__ = ["Store", "StrataError", "TieredCache", "__version__", "attach"]
+# Sub-packages that are names of their own, as in `stratakv.fp8.convert(model)`.
+_PACKAGES = frozenset({"fp8"})
+
+__all__ = ["Store", "StrataError", "TieredCache", "__version__", "attach", "fp8"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name's module on first use."""
+    if name in _PACKAGES:
+        return import_module(f"stratakv.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'stratakv' has no attribute {name!r}")

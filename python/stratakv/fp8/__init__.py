@@ -1,0 +1,26 @@
+"""FP8 matrix products for a model's linear layers, critical tokens excepted.
+
+    import stratakv
+    report = stratakv.fp8.convert(model, critical_fraction=0.05)
+    print(report)
+
+`convert` decides once, by what the hardware can do, and changes nothing where it can't. The rest:
+`linear.py` the layer, `routing.py` which tokens are critical, `matmul.py` formats and layouts,
+`capability.py` the decision. Measured quality: `docs/fp8.md`.
+"""
+
+from stratakv.fp8.capability import Capability, detect
+from stratakv.fp8.convert import ConversionReport, convert, revert, token_routing
+from stratakv.fp8.linear import Fp8Linear
+from stratakv.fp8.routing import TokenRouting
+
+__all__ = [
+    "Capability",
+    "ConversionReport",
+    "Fp8Linear",
+    "TokenRouting",
+    "convert",
+    "detect",
+    "revert",
+    "token_routing",
+]
