@@ -1,20 +1,20 @@
 """The README's first code runs as it stands, and is as short as it says."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPET = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+SNIPPET, FP8_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.hf
-def test_the_first_snippet_runs(tmp_path, monkeypatch):
+def tiny_llama():
+    """A model and what its `generate` is given."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    monkeypatch.chdir(tmp_path)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=None,
@@ -28,11 +28,34 @@ def test_the_first_snippet_runs(tmp_path, monkeypatch):
         "max_new_tokens": 4,
         "do_sample": False,
     }
+    return model, inputs
+
+
+@pytest.mark.hf
+def test_the_first_snippet_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, inputs = tiny_llama()
     exec(compile(SNIPPET, "README.md", "exec"), {"model": model, "inputs": inputs})
     import stratakv
 
     with stratakv.TieredCache.open(model, "sessions/", name="my-repo") as cache:
         assert cache.get_seq_length() > 100
+
+
+@pytest.mark.hf
+def test_the_fp8_snippet_runs(capsys):
+    import stratakv
+
+    model, inputs = tiny_llama()
+    before = dict(model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no FP8 products here")
+        exec(
+            compile(FP8_SNIPPET, "README.md", "exec"),
+            {"stratakv": stratakv, "model": model, "inputs": inputs},
+        )
+    assert "fp8: backend " in capsys.readouterr().out
+    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in before.items())
 
 
 def test_the_first_snippet_is_short():
