@@ -16,6 +16,7 @@ pub mod key;
 pub mod policy;
 pub mod recovery;
 pub mod rotary;
+pub mod score;
 pub mod session;
 pub mod simd;
 pub mod store;

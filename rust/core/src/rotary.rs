@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::score::BLOCK_TOKENS;
 
 /// Frequencies of a rotary embedding, and which elements of a head they turn.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,6 +138,8 @@ pub(crate) struct Turns {
     offsets: Arc<Vec<f32>>,
     /// Back from the first position of every page so far.
     pages: Arc<Vec<f32>>,
+    /// Back by multiples of a block, from one page ahead on; see [`Turns::grow_blocks`].
+    blocks: Arc<Vec<f32>>,
 }
 
 impl Turns {
@@ -144,7 +147,13 @@ impl Turns {
         rotary.check()?;
         let mut offsets = Vec::with_capacity(page_tokens * rotary.dims());
         (0..page_tokens).for_each(|offset| rotary.push_turn(offset as f64, &mut offsets));
-        Ok(Self { rotary: Arc::new(rotary), page_tokens, offsets: Arc::new(offsets), pages: Arc::default() })
+        Ok(Self {
+            rotary: Arc::new(rotary),
+            page_tokens,
+            offsets: Arc::new(offsets),
+            pages: Arc::default(),
+            blocks: Arc::default(),
+        })
     }
 
     /// Refuses keys that are shorter than what is turned.
@@ -192,6 +201,43 @@ impl Turns {
 
     fn back_from(&self, place: usize) -> &[f32] {
         &self.pages[place * self.rotary.dims()..][..self.rotary.dims()]
+    }
+
+    /// The rotary itself.
+    pub(crate) fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+
+    /// Makes the turns that [`Turns::relative_to_block`] takes for places below `places`.
+    pub(crate) fn grow_blocks(&mut self, places: usize) {
+        let (dims, ahead) = (self.rotary.dims(), self.page_tokens / BLOCK_TOKENS);
+        let known = self.blocks.len() / dims;
+        if known < places + ahead {
+            let blocks = Arc::make_mut(&mut self.blocks);
+            for index in known..(places + ahead).next_multiple_of(64) {
+                let steps = ahead as f64 - index as f64;
+                self.rotary.push_turn(steps * BLOCK_TOKENS as f64, blocks);
+            }
+        }
+    }
+
+    /// Turns placed queries (R, Dk) to be relative to the page of a block that is read as if it
+    /// stood at place `place` among blocks, and is the `within`-th of its page.
+    pub(crate) fn relative_to_block(
+        &self,
+        place: usize,
+        within: usize,
+        query: &[f32],
+        dim: usize,
+        into: &mut Vec<f32>,
+    ) {
+        let (dims, ahead) = (self.rotary.dims(), self.page_tokens / BLOCK_TOKENS);
+        let turn = &self.blocks[(place + ahead - within) * dims..][..dims];
+        into.clear();
+        into.extend_from_slice(query);
+        for row in into.chunks_exact_mut(dim) {
+            self.rotary.apply(turn, row);
+        }
     }
 
     /// Turns queries (N, T, Dk) of the last T of `length` tokens to their positions.

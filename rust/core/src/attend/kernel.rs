@@ -9,10 +9,9 @@
 #![expect(clippy::inline_always, reason = "what is not inlined is compiled without the instructions")]
 #![expect(clippy::needless_range_loop, reason = "indices below constants unroll into registers")]
 
-use super::exp::{LN_2_HIGH, LN_2_LOW, LOWEST, POLYNOMIAL, ROUND, exp};
 use super::{CHUNK_TOKENS, Mass, Running, Tile};
 use crate::dtype::DType;
-use crate::simd::{Bf16, Element, F16, F32, Simd, dispatch, load_some};
+use crate::simd::{Bf16, Element, F16, F32, Simd, dispatch, exp, exp_vector, load_some};
 
 dispatch! {
     /// Runs the kernel of exactly `level`; `None` where there is none on this machine.
@@ -291,24 +290,6 @@ fn soften<S: Simd>(
     state.sum[row] = state.sum[row].mul_add(shrink, sum);
     mass.add(row, max, shrink, sum);
     shrink
-}
-
-/// [`exp`], lane by lane, to the bit.
-#[inline(always)]
-fn exp_vector<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
-    let x = simd.max(simd.splat(LOWEST), x);
-    let n = simd.fma(x, simd.splat(std::f32::consts::LOG2_E), simd.splat(ROUND));
-    let n = simd.add(n, simd.splat(-ROUND));
-    let r = simd.fma(n, simd.splat(-LN_2_HIGH), x);
-    let r = simd.fma(n, simd.splat(-LN_2_LOW), r);
-    let mut p = simd.splat(POLYNOMIAL[0]);
-    let mut i = 1;
-    while i < POLYNOMIAL.len() {
-        p = simd.fma(p, r, simd.splat(POLYNOMIAL[i]));
-        i += 1;
-    }
-    let p = simd.add(simd.fma(p, simd.mul(r, r), r), simd.splat(1.0));
-    simd.scale(p, n)
 }
 
 /// Adds the weighted values of D vectors' columns to R rows of `acc`.

@@ -19,7 +19,6 @@
 //! Flash-Decoding (Dao, Haziza, Massa, Sizov 2023).
 
 mod batch;
-mod exp;
 mod kernel;
 #[cfg(target_os = "linux")]
 mod openmp;

@@ -1,7 +1,7 @@
 //! The state that is carried from tile to tile, and how two of them join.
 
-use super::exp::exp;
 use crate::dtype::DType;
+use crate::simd::exp;
 
 /// Running softmax state of R query rows against one KV head.
 ///

@@ -1,7 +1,7 @@
 //! The reference kernel: plain loops, the formulas of the vector kernels.
 
-use super::exp::exp;
 use super::{CHUNK_TOKENS, Mass, Running, Tile};
+use crate::simd::exp;
 
 /// See [`super::attend_tile`]; lengths were checked there.
 pub(super) fn attend(q: &[f32], rows: usize, tile: &Tile<'_>, state: &mut Running<'_>, mass: &mut Mass<'_>) {

@@ -110,10 +110,10 @@ impl KvCache {
     }
 
     /// Seals the full open page of every row.
-    fn seal(&mut self, layer: usize, page: usize) -> Result<()> {
+    fn seal(&mut self, index: usize, page: usize) -> Result<()> {
         for row in 0..self.rows {
-            let (key, lifetime) = self.next_key(layer, row, page);
-            let layer = &mut self.layers[layer];
+            let (key, lifetime) = self.next_key(index, row, page);
+            let layer = &mut self.layers[index];
             // Writing made it this row's own.
             let open = layer.tables[row].open.take().and_then(Arc::into_inner).ok_or_else(still_shared);
             match open.and_then(|open| self.store.seal(key, open, lifetime)) {
@@ -121,6 +121,7 @@ impl KvCache {
                     let held = HeldPage::adopt(self.store.clone(), key);
                     held.seen(&page);
                     layer.tables[row].push_sealed(held);
+                    self.summarise_sealed(index, row, &page);
                 }
                 Err(error) => {
                     // The page went with the failure: only what precedes it is whole in all rows.

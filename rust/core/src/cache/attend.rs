@@ -36,12 +36,13 @@ pub struct Mask<'a> {
 /// Memory that is kept between calls.
 #[derive(Default)]
 pub(super) struct Scratch {
-    query: Vec<f32>,
-    bytes: Vec<u8>,
-    states: Vec<Mutex<Vec<f32>>>,
+    pub(super) query: Vec<f32>,
+    pub(super) bytes: Vec<u8>,
+    pub(super) states: Vec<Mutex<Vec<f32>>>,
     items: Vec<Item>,
     pub(super) order: Vec<PageRef>,
     pub(super) batches: [Batch; 2],
+    pub(super) selection: super::sparse::Scratch,
 }
 
 impl Scratch {
@@ -58,30 +59,31 @@ struct Item {
 }
 
 /// One call, as the threads see it.
-struct Step<'a> {
-    shape: LayerShape,
-    layout: &'a Layout,
-    tables: &'a [Table],
+pub(super) struct Step<'a> {
+    pub(super) shape: LayerShape,
+    pub(super) layout: &'a Layout,
+    pub(super) tables: &'a [Table],
     /// S.
-    length: usize,
+    pub(super) length: usize,
     /// T of the query.
-    tokens: usize,
+    pub(super) tokens: usize,
     /// R: query rows per KV head, the query heads of a group one after the other.
-    rows: usize,
-    chunk_pages: usize,
+    pub(super) rows: usize,
+    pub(super) chunk_pages: usize,
     /// Per row of the batch.
-    chunks: usize,
+    pub(super) chunks: usize,
     /// (B, H, R, Dk), scaled, and with a rotary turned to its position.
-    query: &'a [f32],
+    pub(super) query: &'a [f32],
     /// (B, chunk, H).
-    states: &'a [Mutex<Vec<f32>>],
-    mask: &'a Mask<'a>,
-    turns: Option<&'a Turns>,
+    pub(super) states: &'a [Mutex<Vec<f32>>],
+    pub(super) mask: &'a Mask<'a>,
+    pub(super) turns: Option<&'a Turns>,
 }
 
 impl KvCache {
-    /// Exact attention of (B, Q, T, Dk) queries over all tokens of the layer, into (B, Q, T, Dv).
-    /// Sums in float32 and rounds once. A query that may see nothing gives zeros.
+    /// Attention of (B, Q, T, Dk) queries over all tokens of the layer, into (B, Q, T, Dv): exact,
+    /// or with a [`Selection`](super::Selection), over those that it reads. Sums in float32
+    /// and rounds once. A query that may see nothing gives zeros.
     ///
     /// # Errors
     /// `Invalid` for shapes that do not fit; `PagesLost`; `RamFull`, `Io` from the store;
@@ -99,18 +101,24 @@ impl KvCache {
         self.check_query(layer, &shape, &query.extent(), &out.extent(), mask)?;
         let prefetched = self.prefetched.take().filter(|prefetch| prefetch.layer == layer);
         let mut scratch = std::mem::take(&mut self.scratch);
-        let result = self.attend_with(
-            &mut scratch,
-            layer,
-            shape,
-            &layout,
-            query,
-            out,
-            scale,
-            mask,
-            prefetched,
-            parallel,
-        );
+        let result = if self.selects(layer, query.extent().tokens) {
+            let read =
+                self.attend_selected(&mut scratch, layer, shape, &layout, query, out, scale, mask, parallel);
+            read.map(|()| None)
+        } else {
+            self.attend_with(
+                &mut scratch,
+                layer,
+                shape,
+                &layout,
+                query,
+                out,
+                scale,
+                mask,
+                prefetched,
+                parallel,
+            )
+        };
         scratch.release();
         self.scratch = scratch;
         self.prefetched = result?;
@@ -264,7 +272,7 @@ fn list_all(rows: usize, num_pages: usize, order: &mut Vec<PageRef>) {
 }
 
 /// Reads the query as float32, multiplied by the scale: (B, Q, T, Dk), which is (B, H, R, Dk).
-fn read_query(query: &dyn ReadRows, scale: f32, into: &mut Vec<f32>, bytes: &mut Vec<u8>) {
+pub(super) fn read_query(query: &dyn ReadRows, scale: f32, into: &mut Vec<f32>, bytes: &mut Vec<u8>) {
     let extent = query.extent();
     let head_elements = extent.tokens * extent.dim;
     bytes.resize(extent.tokens * extent.row_bytes(), 0);
@@ -337,7 +345,7 @@ impl Step<'_> {
     }
 
     /// One tile with the mask that it needs, while the memory of the next is asked for.
-    fn attend_tile(
+    pub(super) fn attend_tile(
         &self,
         level: SimdLevel,
         query: &[f32],
@@ -385,7 +393,7 @@ impl Step<'_> {
     }
 
     /// Merges the states of each head in order and writes the result.
-    fn finish(&self, batch: usize, out: &mut dyn WriteRows, bytes: &mut Vec<u8>) {
+    pub(super) fn finish(&self, batch: usize, out: &mut dyn WriteRows, bytes: &mut Vec<u8>) {
         let (dv, heads) = (self.shape.value_dim as usize, self.layout.heads);
         let extent = out.extent();
         bytes.resize(self.rows * extent.row_bytes(), 0);

@@ -12,18 +12,22 @@
 
 mod append;
 mod attend;
+mod digest;
 mod feed;
 mod gather;
 mod notes;
 mod persist;
+mod sparse;
 mod table;
 mod tensor;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use attend::Mask;
+pub use sparse::{Selected, Selection};
 pub use tensor::{Bias, Extent, ReadRows, WriteRows};
 
 use crate::error::{Error, Result};
@@ -74,6 +78,8 @@ pub struct KvCache {
     scratch: attend::Scratch,
     /// With a rotary.
     turns: Option<Turns>,
+    /// What is read of a context that is longer than it says.
+    selection: Option<Selection>,
 }
 
 /// One layer's geometry and tables.
@@ -87,6 +93,10 @@ struct Layer {
     /// The layer that was attended after this one, to be prefetched next time.
     next: Option<usize>,
     attends: u64,
+    /// What the last step read, where it selected.
+    selected: Option<Selected>,
+    /// How summaries are made; once it is known.
+    digest: Option<Arc<digest::DigestLayout>>,
 }
 
 impl Layer {
@@ -144,6 +154,7 @@ impl KvCache {
             attended: None,
             scratch: attend::Scratch::default(),
             turns,
+            selection: None,
             config,
         })
     }
@@ -288,6 +299,7 @@ impl KvCache {
             attended: None,
             scratch: attend::Scratch::default(),
             turns: self.turns.clone(),
+            selection: self.selection,
         })
     }
 

@@ -253,7 +253,7 @@ impl KvCache {
             lost.count(page, self.store.contains(*key));
         }
         let held = keys.iter().map(|key| HeldPage::adopt(self.store.clone(), *key));
-        Table { sealed: Arc::new(held.collect()), open: None }
+        Table { sealed: Arc::new(held.collect()), ..Table::default() }
     }
 
     fn adopt_tail(

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Weak};
 
+use super::digest::Digest;
 use crate::key::PageKey;
 use crate::session::LayerShape;
 use crate::store::Store;
@@ -56,6 +57,8 @@ pub(super) struct Table {
     pub(super) sealed: Arc<Vec<Arc<HeldPage>>>,
     /// The page after the sealed ones. Shared until one of its holders appends.
     pub(super) open: Option<Arc<PageMut>>,
+    /// Summaries of the whole pages, where the cache selects.
+    pub(super) digest: Digest,
 }
 
 impl Table {
@@ -64,6 +67,7 @@ impl Table {
         if length <= self.sealed.len() * page_tokens {
             self.open = None;
         }
+        self.digest.truncate(length / page_tokens);
         let keep = length.div_ceil(page_tokens);
         if keep < self.sealed.len() {
             Arc::make_mut(&mut self.sealed).truncate(keep);

@@ -14,14 +14,18 @@
     reason = "see above: what is not inlined is compiled without the instructions"
 )]
 
+mod bytes;
 mod element;
+mod exp;
 mod level;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86;
 
+pub(crate) use bytes::Bytes;
 pub(crate) use element::{Bf16, Element, F16, F32, load_some};
+pub(crate) use exp::{exp, exp_vector};
 pub use level::SimdLevel;
 
 /// Writes a function that runs a kernel with the instructions of exactly one level.

@@ -3,6 +3,7 @@
 mod model;
 mod persist;
 mod rotary;
+mod sparse;
 mod unit;
 
 use std::collections::BTreeMap;

@@ -7,12 +7,12 @@ use crate::attend::{Inline, Pool};
 use crate::cache::{Bias, Mask};
 use crate::rotary::Rotary;
 
-fn rotary(pairs: usize, interleaved: bool) -> Rotary {
+pub(super) fn rotary(pairs: usize, interleaved: bool) -> Rotary {
     let inv_freq = (0..pairs).map(|pair| 500_f64.powf(-(pair as f64) / pairs as f64)).collect();
     Rotary { inv_freq, interleaved }
 }
 
-fn rotated(config: CacheConfig, rotary: &Rotary) -> CacheConfig {
+pub(super) fn rotated(config: CacheConfig, rotary: &Rotary) -> CacheConfig {
     CacheConfig { rotary: Some(rotary.clone()), ..config }
 }
 
@@ -28,12 +28,12 @@ fn at_position(rotary: &Rotary, position: usize, row: &[f64]) -> Vec<f64> {
     out
 }
 
-fn row_of(tensor: &Tensor, b: usize, h: usize, t: usize) -> Vec<f64> {
+pub(super) fn row_of(tensor: &Tensor, b: usize, h: usize, t: usize) -> Vec<f64> {
     (0..tensor.extent.dim).map(|d| f64::from(tensor.at(b, h, t, d))).collect()
 }
 
 /// (B, Q, T, Dv) of the last T tokens' queries, in float64, over keys and values of all tokens.
-fn reference(
+pub(super) fn reference(
     rotary: &Rotary,
     query: &Tensor,
     keys: &Tensor,
@@ -72,13 +72,13 @@ fn reference(
     out
 }
 
-fn query(batch: usize, heads: usize, tokens: usize, dim: usize) -> Tensor {
+pub(super) fn query(batch: usize, heads: usize, tokens: usize, dim: usize) -> Tensor {
     Tensor::new(batch, heads, tokens, dim, DType::F32)
         .filled(|b, h, t, d| ((b * 3 + h * 11 + t * 5 + d * 7) % 13) as f32 / 8.0 - 0.75)
 }
 
 /// Values are of order one; a 16-bit key is off by half a unit in its last place.
-fn tolerance(dtype: DType) -> f64 {
+pub(super) fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 2e-5,
         DType::F16 => 4e-3,
@@ -86,7 +86,7 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-fn assert_near(found: &Tensor, expected: &[f64], dtype: DType) {
+pub(super) fn assert_near(found: &Tensor, expected: &[f64], dtype: DType) {
     for (index, expected) in expected.iter().enumerate() {
         let found = f64::from(found.extent.dtype.read(&found.bytes, index));
         assert!((found - expected).abs() < tolerance(dtype), "{index}: {found} instead of {expected}");
@@ -145,7 +145,7 @@ fn check(
     }
 }
 
-fn ids(length: usize, first: u32) -> Vec<u32> {
+pub(super) fn ids(length: usize, first: u32) -> Vec<u32> {
     (0..length as u32).map(|token| (first + token * 5) % 47).collect()
 }
 

@@ -4,23 +4,25 @@
 //! of degree 6 and an exponent shift. The vector twin performs the very same operations
 //! (fused where this one is fused), so both give the same bits.
 
+use super::Simd;
+
 /// Below this, `e^x` rounds to zero even as a subnormal; `-inf` is lifted to it.
-pub(super) const LOWEST: f32 = -105.0;
+const LOWEST: f32 = -105.0;
 /// ln 2, rounded so that `n * LN_2_HIGH` is exact for |n| < 512.
-pub(super) const LN_2_HIGH: f32 = 355.0 / 512.0;
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 /// ln 2 less [`LN_2_HIGH`].
-pub(super) const LN_2_LOW: f32 = -2.121_944_4e-4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// Adding and subtracting 1.5 * 2^23 rounds a small float to an integer, ties to even.
-pub(super) const ROUND: f32 = 12_582_912.0;
+const ROUND: f32 = 12_582_912.0;
 /// Coefficients of r^6 .. r^2: minimax for `(e^r - 1 - r) / r^2` on `|r| <= ln 2 / 2`
 /// (Cephes `expf`).
-pub(super) const POLYNOMIAL: [f32; 6] =
+const POLYNOMIAL: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
 
 /// `e^x` for `x <= 0` to about one unit in the last place, subnormal results included;
 /// 0 for `-inf`, NaN for NaN.
 #[inline]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let x = if x < LOWEST { LOWEST } else { x };
     let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
@@ -34,6 +36,24 @@ pub(super) fn exp(x: f32) -> f32 {
     let n = n as i32;
     let half = n >> 1;
     p * pow2(half) * pow2(n - half)
+}
+
+/// [`exp`], lane by lane, to the bit.
+#[inline(always)]
+pub(crate) fn exp_vector<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+    let x = simd.max(simd.splat(LOWEST), x);
+    let n = simd.fma(x, simd.splat(std::f32::consts::LOG2_E), simd.splat(ROUND));
+    let n = simd.add(n, simd.splat(-ROUND));
+    let r = simd.fma(n, simd.splat(-LN_2_HIGH), x);
+    let r = simd.fma(n, simd.splat(-LN_2_LOW), r);
+    let mut p = simd.splat(POLYNOMIAL[0]);
+    let mut i = 1;
+    while i < POLYNOMIAL.len() {
+        p = simd.fma(p, r, simd.splat(POLYNOMIAL[i]));
+        i += 1;
+    }
+    let p = simd.add(simd.fma(p, simd.mul(r, r), r), simd.splat(1.0));
+    simd.scale(p, n)
 }
 
 /// 2^n for n in the normal range.

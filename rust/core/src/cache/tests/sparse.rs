@@ -1,0 +1,176 @@
+//! Selected attention against attention over the very tokens that were read, in float64.
+
+use proptest::prelude::*;
+
+use super::rotary::{assert_near, ids, query, reference, rotary, rotated};
+use super::*;
+use crate::attend::{Inline, Pool};
+use crate::cache::{Bias, Mask, Selection};
+use crate::rotary::Rotary;
+use crate::score::{BLOCK_TOKENS, Budget, Guard};
+
+const PAGE_TOKENS: usize = 32;
+
+fn selection(blocks: usize, trained_tokens: usize) -> Selection {
+    let guard = Guard { unread: 1.0, growth: 1.0 };
+    Selection {
+        budget: Budget { blocks, sinks: 1, window: 2, critical: 1.0, guard },
+        dense_below: 0,
+        trained_tokens,
+    }
+}
+
+fn cache(rotary: &Rotary, store: Store, selection: Option<Selection>) -> KvCache {
+    let mut cache = KvCache::new(store, rotated(config(1, PAGE_TOKENS), rotary)).unwrap();
+    cache.select(selection).unwrap();
+    cache
+}
+
+/// Tokens that the last step read for the one row and head.
+fn read_tokens(cache: &KvCache, length: usize) -> Vec<usize> {
+    let whole = length / PAGE_TOKENS * PAGE_TOKENS;
+    let blocks = cache.scratch.selection.blocks();
+    let tokens = |block: &u32| *block as usize * BLOCK_TOKENS..(*block as usize + 1) * BLOCK_TOKENS;
+    blocks[0].iter().flat_map(tokens).chain(whole..length).collect()
+}
+
+fn part(tensor: &Tensor, tokens: &[usize]) -> Tensor {
+    let Extent { batch, heads, dim, dtype, .. } = tensor.extent;
+    Tensor::new(batch, heads, tokens.len(), dim, dtype).filled(|b, h, t, d| tensor.at(b, h, tokens[t], d))
+}
+
+/// One step, and what it should give by definition.
+fn check(cache: &mut KvCache, rotary: &Rotary, row: &[u32], shape: [usize; 3], new: usize, compact: bool) {
+    let (length, [_, dk, dv]) = (row.len(), shape);
+    let (keys, values) = tensors(0, &[row.to_vec()], 0, shape, DType::F32);
+    let query = query(1, 2, new, dk);
+    let mut out = Tensor::new(1, 2, new, dv, DType::F32);
+    let causal = Mask { causal: true, bias: None };
+    cache.attend(0, &query, &mut out, 0.3, &causal, &Pool::new(2)).unwrap();
+    let tokens = read_tokens(cache, length);
+    let expected = if compact {
+        let (keys, values) = (part(&keys, &tokens), part(&values, &tokens));
+        reference(rotary, &query, &keys, &values, 0.3, &causal)
+    } else {
+        let hidden: Vec<f32> =
+            (0..length).map(|token| if tokens.contains(&token) { 0.0 } else { f32::NEG_INFINITY }).collect();
+        let bias = Bias { values: &hidden, shape: [1, 1, length], batch_stride: 0, token_stride: 0 };
+        reference(rotary, &query, &keys, &values, 0.3, &Mask { causal: true, bias: Some(bias) })
+    };
+    assert_near(&out, &expected, DType::F32);
+    let mut again = out.clone();
+    cache.attend(0, &query, &mut again, 0.3, &causal, &Inline).unwrap();
+    assert_eq!(out, again, "threads change no bit");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn equals_attention_over_what_is_read(
+        length in PAGE_TOKENS..900,
+        crop in PAGE_TOKENS..900,
+        blocks in 4_usize..12,
+        pairs in 1_usize..5,
+        rest in 0_usize..4,
+        dv in 1_usize..7,
+        new in 1_usize..5,
+        interleaved in any::<bool>(),
+        compact in any::<bool>(),
+    ) {
+        let (rotary, shape) = (rotary(pairs, interleaved), [1, 2 * pairs + rest, dv]);
+        let mut cache = cache(&rotary, store(), Some(selection(blocks, if compact { 0 } else { 10_000 })));
+        let mut row = ids(length, 3);
+        feed(&mut cache, std::slice::from_ref(&row), shape, DType::F32);
+        check(&mut cache, &rotary, &row, shape, new, compact);
+        prop_assert!(read_tokens(&cache, length).len() <= (blocks + 2) * BLOCK_TOKENS);
+        let mut fork = cache.fork().unwrap();
+        cache.crop(crop);
+        row.truncate(crop);
+        let fresh = ids(40, 8);
+        feed(&mut cache, std::slice::from_ref(&fresh), shape, DType::F32);
+        let kept = row.len();
+        row.extend(&fresh);
+        check(&mut cache, &rotary, &row, shape, new, compact);
+        feed(&mut fork, &[ids(50, 1)], shape, DType::F32);
+        prop_assert!(kept <= crop);
+    }
+}
+
+#[test]
+fn a_budget_of_everything_is_dense_attention() {
+    let (rotary, shape, row) = (rotary(4, false), [2, 8, 6], ids(700, 2));
+    let attend = |selection| {
+        let mut cache = cache(&rotary, store(), selection);
+        feed(&mut cache, &[row.clone(), ids(700, 9)], shape, DType::Bf16);
+        let mut out = Tensor::new(2, 4, 3, 6, DType::F32);
+        let causal = Mask { causal: true, bias: None };
+        cache.attend(0, &query(2, 4, 3, 8), &mut out, 0.5, &causal, &Pool::new(2)).unwrap();
+        (out, cache.selected(0).unwrap())
+    };
+    let (dense, nothing) = attend(None);
+    assert_eq!(nothing, None);
+    for trained in [0, 10_000] {
+        let (found, selected) = attend(Some(selection(1000, trained)));
+        for index in 0..2 * 4 * 3 * 6 {
+            let (found, dense) = (DType::F32.read(&found.bytes, index), DType::F32.read(&dense.bytes, index));
+            assert!((found - dense).abs() < 1e-5, "{found} {dense}");
+        }
+        let selected = selected.unwrap();
+        assert!((selected.tokens - 700.0).abs() < 1e-3 && selected.unread == 0.0, "{selected:?}");
+    }
+}
+
+#[test]
+fn a_block_that_answers_the_query_is_read() {
+    let (rotary, length) = (rotary(8, false), 2000);
+    let mut cache = cache(&rotary, store(), Some(selection(8, 10_000)));
+    // One token looks like the query, all others like nothing much.
+    let needle = 777;
+    let keys = Tensor::new(1, 1, length, 16, DType::F32).filled(|_, _, t, d| {
+        if t == needle && d % 8 == 7 { 6.0 } else { ((t * 7 + d * 3) % 11) as f32 / 20.0 - 0.25 }
+    });
+    let values =
+        Tensor::new(1, 1, length, 4, DType::F32).filled(|_, _, t, _| if t == needle { 1.0 } else { 0.0 });
+    cache.append(0, &keys, &values).unwrap();
+    let query = Tensor::new(1, 2, 1, 16, DType::F32).filled(|_, _, _, d| if d % 8 == 7 { 6.0 } else { 0.1 });
+    let mut out = Tensor::new(1, 2, 1, 4, DType::F32);
+    cache.attend(0, &query, &mut out, 0.25, &Mask::default(), &Inline).unwrap();
+    assert!(out.at(0, 0, 0, 0) > 0.9, "{}", out.at(0, 0, 0, 0));
+    let selected = cache.selected(0).unwrap().unwrap();
+    assert!(selected.tokens <= 8.0 * 16.0 && selected.unread < 0.3, "{selected:?}");
+}
+
+#[test]
+fn tiers_and_sessions_change_no_bit() {
+    let directory = tempfile::tempdir().unwrap();
+    let (rotary, shape, row) = (rotary(4, false), [2, 8, 6], ids(1501, 2));
+    let attend = |cache: &mut KvCache| {
+        let mut out = Tensor::new(1, 4, 2, 6, DType::F32);
+        cache.attend(0, &query(1, 4, 2, 8), &mut out, 0.5, &Mask::default(), &Pool::new(2)).unwrap();
+        out
+    };
+    let mut warm = cache(&rotary, store(), Some(selection(10, 100)));
+    feed(&mut warm, std::slice::from_ref(&row), shape, DType::Bf16);
+    let expected = attend(&mut warm);
+    let open = || Store::open(&StoreConfig::on_disk(512 << 10, directory.path())).unwrap();
+    {
+        let mut cold = cache(&rotary, open(), Some(selection(10, 100)));
+        feed(&mut cold, std::slice::from_ref(&row), shape, DType::Bf16);
+        assert_eq!(attend(&mut cold), expected);
+        cold.save("s", "a model", b"").unwrap();
+    }
+    let mut resumed = cache(&rotary, open(), Some(selection(10, 100)));
+    resumed.load("s").unwrap();
+    assert_eq!(attend(&mut resumed), expected);
+}
+
+#[test]
+fn what_cannot_select_says_why() {
+    let mut plain = KvCache::new(store(), config(1, PAGE_TOKENS)).unwrap();
+    assert!(plain.select(Some(selection(8, 100))).unwrap_err().to_string().contains("rotary"));
+    let mut odd = KvCache::new(store(), rotated(config(1, 40), &rotary(4, false))).unwrap();
+    assert!(odd.select(Some(selection(8, 100))).unwrap_err().to_string().contains("multiple of 16"));
+    let mut cache = cache(&rotary(4, false), store(), None);
+    assert!(cache.select(Some(selection(2, 100))).unwrap_err().to_string().contains("budget of 2"));
+}

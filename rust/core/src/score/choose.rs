@@ -1,0 +1,132 @@
+//! Which blocks a query group reads: the first, the last, and those of the largest mass.
+
+use crate::error::{Error, Result};
+
+/// How much one (KV head, step) reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    /// Blocks that are read, the sinks and the window included; at least those.
+    pub blocks: usize,
+    /// The first blocks, always read.
+    pub sinks: usize,
+    /// The last blocks, always read.
+    pub window: usize,
+    /// Share of the blocks that are read in 16 bits, those of the largest mass; the others
+    /// in FP8.
+    pub critical: f32,
+    /// When to read more.
+    pub guard: Guard,
+}
+
+/// Reads more where the estimate says that too much is left out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guard {
+    /// Share of the mass that may stay unread.
+    pub unread: f32,
+    /// The budget grows to this many times its blocks, at most.
+    pub growth: f32,
+}
+
+impl Budget {
+    /// Checks what can be wrong.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the field and what is accepted.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |message: String| Err(Error::Invalid(message));
+        if self.blocks == 0 || self.blocks < self.sinks + self.window {
+            return refuse(format!(
+                "a budget of {} blocks, expected at least 1 and the {} sinks and {} of the window",
+                self.blocks, self.sinks, self.window
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.critical) {
+            return refuse(format!("critical is {}, expected 0 to 1", self.critical));
+        }
+        if !(0.0..=1.0).contains(&self.guard.unread) {
+            return refuse(format!("the guard's threshold is {}, expected 0 to 1", self.guard.unread));
+        }
+        if self.guard.growth < 1.0 || !self.guard.growth.is_finite() {
+            return refuse(format!("the guard's growth is {}, expected at least 1", self.guard.growth));
+        }
+        Ok(())
+    }
+}
+
+/// The blocks that one (row, KV head) reads. Its memory is worth keeping.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Ascending.
+    pub blocks: Vec<u32>,
+    /// One per block: whether it is read in 16 bits.
+    pub critical: Vec<bool>,
+    /// Estimated share of the mass of all blocks that is not read.
+    pub unread: f32,
+    order: Vec<u32>,
+}
+
+impl Choice {
+    /// Chooses among N blocks by their `shares` of the mass, which add up to 1. A share that
+    /// is no number counts as the largest: what can't be estimated is read.
+    pub fn pick(&mut self, shares: &[f32], budget: &Budget) {
+        let count = shares.len();
+        let sinks = budget.sinks.min(count);
+        let window = budget.window.min(count - sinks);
+        let key = |block: &u32| {
+            let share = shares[*block as usize];
+            if share.is_nan() { f32::INFINITY } else { share }
+        };
+        self.blocks.clear();
+        self.blocks.extend(0..sinks as u32);
+        self.blocks.extend((count - window) as u32..count as u32);
+        let forced: f32 = self.blocks.iter().map(key).sum();
+        self.order.clear();
+        self.order.extend(sinks as u32..(count - window) as u32);
+        let wanted = budget.blocks.saturating_sub(self.blocks.len()).min(self.order.len());
+        let largest = ((budget.blocks as f32 * budget.guard.growth) as usize)
+            .saturating_sub(self.blocks.len())
+            .clamp(wanted, self.order.len());
+        let total: f32 = forced + self.order.iter().map(key).sum::<f32>();
+        // The best `wanted`, then as many more as the guard asks for, best first.
+        let descending = |a: &u32, b: &u32| key(b).total_cmp(&key(a)).then(a.cmp(b));
+        if wanted > 0 && wanted < self.order.len() {
+            self.order.select_nth_unstable_by(wanted - 1, descending);
+        }
+        let mut read = forced + self.order[..wanted].iter().map(key).sum::<f32>();
+        let mut taken = wanted;
+        if total - read > budget.guard.unread * total && taken < largest {
+            if largest < self.order.len() {
+                self.order[taken..].select_nth_unstable_by(largest - taken, descending);
+            }
+            self.order[taken..largest].sort_unstable_by(descending);
+            while taken < largest && total - read > budget.guard.unread * total {
+                read += key(&self.order[taken]);
+                taken += 1;
+            }
+        }
+        self.unread = if total > 0.0 && total.is_finite() { ((total - read) / total).max(0.0) } else { 0.0 };
+        self.blocks.extend_from_slice(&self.order[..taken]);
+        self.blocks.sort_unstable();
+        self.mark_critical(budget.critical, &key);
+    }
+
+    /// Marks the blocks of the largest shares.
+    fn mark_critical(&mut self, fraction: f32, key: &impl Fn(&u32) -> f32) {
+        let count = self.blocks.len();
+        let critical = ((count as f32 * fraction).ceil() as usize).min(count);
+        self.critical.clear();
+        self.critical.resize(count, critical == count);
+        if critical == 0 || critical == count {
+            return;
+        }
+        self.order.clear();
+        self.order.extend(0..count as u32);
+        let blocks = &self.blocks;
+        let descending =
+            |a: &u32, b: &u32| key(&blocks[*b as usize]).total_cmp(&key(&blocks[*a as usize])).then(a.cmp(b));
+        self.order.select_nth_unstable_by(critical - 1, descending);
+        for place in &self.order[..critical] {
+            self.critical[*place as usize] = true;
+        }
+    }
+}

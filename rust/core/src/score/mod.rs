@@ -1,0 +1,28 @@
+//! Which blocks of a context matter to a query, told from a few bytes per block.
+//!
+//! [`Summary`]: a block of one KV head as a mean key and a low-rank part of what its keys
+//! differ by. [`estimate`]: the attention mass that a query would give the block. [`Choice`]:
+//! the blocks that are read within a budget. What it is not: it reads no page, knows no
+//! store, and rotates nothing.
+//!
+//! Letters: R query rows that share a KV head, N blocks, D head dim of keys, L elements of a
+//! key that the low-rank part covers, [`RANK`] its rank.
+//!
+//! Source: page scores by the log-sum-exp of a low-rank page summary, LOCKS (2026). Differs:
+//! the low-rank part covers the slowly turning elements only (docs/selection.md).
+
+mod choose;
+mod kernel;
+mod scalar;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+pub use choose::{Budget, Choice, Guard};
+pub use kernel::{Masses, estimate, estimate_at, weigh, weigh_at};
+pub use summary::{Summary, slow_elements};
+
+/// Tokens of a block: the unit of selection.
+pub const BLOCK_TOKENS: usize = 16;
+/// Rank of the part of a block's keys that differs from their mean.
+pub const RANK: usize = 2;

@@ -1,0 +1,186 @@
+//! Every level against the scalar twin, and the twin against what a summary stands for.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::simd::SimdLevel;
+
+/// A small generator, so that a case is named by its seed.
+struct Random(u64);
+
+impl Random {
+    /// Uniform in [-1, 1].
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next()).collect()
+    }
+}
+
+fn arranged(summary: &Summary, query: &[f32], rows: usize) -> Vec<f32> {
+    let mut into = vec![f32::NAN; rows * summary.query_floats()];
+    for (row, into) in into.chunks_exact_mut(summary.query_floats()).enumerate() {
+        summary.arrange_query(&query[row * summary.key_dim()..], into);
+    }
+    into
+}
+
+fn estimated(
+    level: SimdLevel,
+    summary: &Summary,
+    query: &[f32],
+    rows: usize,
+    blocks: &[u8],
+) -> (Vec<f32>, Vec<f32>) {
+    let count = blocks.len() / summary.len_bytes();
+    let (mut at, mut sum) = (vec![f32::NAN; rows * count], vec![f32::NAN; rows * count]);
+    let query = arranged(summary, query, rows);
+    estimate_at(
+        level,
+        summary,
+        &query,
+        rows,
+        blocks,
+        &mut Masses { at: &mut at, sum: &mut sum, stride: count },
+    );
+    (at, sum)
+}
+
+/// ln of the sum of e^(query . key) over a block, in float64.
+fn true_log_mass(query: &[f32], keys: &[f32]) -> f64 {
+    let dot = |key: &[f32]| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>();
+    keys.chunks_exact(query.len()).map(|key| dot(key).exp()).sum::<f64>().ln()
+}
+
+proptest! {
+    #[test]
+    fn every_level_estimates_what_the_scalar_twin_does(
+        seed in any::<u64>(),
+        dim in 1_usize..140,
+        rows in 1_usize..9,
+        count in 0_usize..9,
+        slow in 0_usize..140,
+    ) {
+        let mut random = Random(seed);
+        let summary = Summary::new(dim, (0..dim).skip(slow.min(dim)).collect());
+        let mut blocks = vec![0; count * summary.len_bytes()];
+        for block in blocks.chunks_exact_mut(summary.len_bytes()) {
+            summary.encode(&random.values(BLOCK_TOKENS * dim), block);
+        }
+        let query = random.values(rows * dim);
+        let expected = estimated(SimdLevel::Scalar, &summary, &query, rows, &blocks);
+        for level in SimdLevel::supported() {
+            let found = estimated(level, &summary, &query, rows, &blocks);
+            for (found, expected) in found.0.iter().zip(&expected.0).chain(found.1.iter().zip(&expected.1)) {
+                prop_assert!((found - expected).abs() <= 1e-4 * (1.0 + expected.abs()), "{level:?} {found} {expected}");
+            }
+        }
+    }
+
+    /// Keys that differ along few directions only lose nothing but the rounding to 4 and 8 bits.
+    #[test]
+    fn keys_of_a_low_rank_are_estimated_closely(seed in any::<u64>(), dim in 2_usize..80) {
+        let mut random = Random(seed);
+        let summary = Summary::new(dim, (0..dim).collect());
+        let (mean, basis) = (random.values(dim), random.values(dim));
+        let along = random.values(BLOCK_TOKENS);
+        let keys: Vec<f32> = along
+            .iter()
+            .flat_map(|c| mean.iter().zip(&basis).map(move |(mean, basis)| mean + c * basis))
+            .collect();
+        let mut block = vec![0; summary.len_bytes()];
+        summary.encode(&keys, &mut block);
+        let query: Vec<f32> = random.values(dim).iter().map(|x| x * 2.0 / (dim as f32).sqrt()).collect();
+        let (at, sum) = estimated(SimdLevel::Scalar, &summary, &query, 1, &block);
+        let found = f64::from(at[0]) + f64::from(sum[0]).ln();
+        let expected = true_log_mass(&query, &keys);
+        prop_assert!((found - expected).abs() < 0.35, "{found} {expected}");
+    }
+
+    #[test]
+    fn a_choice_keeps_to_its_budget(
+        seed in any::<u64>(),
+        count in 0_usize..200,
+        blocks in 1_usize..100,
+        sinks in 0_usize..4,
+        window in 0_usize..8,
+        critical in 0.0_f32..=1.0,
+    ) {
+        let mut random = Random(seed);
+        let mut shares: Vec<f32> = random.values(count).iter().map(|x| x.abs()).collect();
+        let total: f32 = shares.iter().sum();
+        shares.iter_mut().for_each(|share| *share /= total);
+        let guard = Guard { unread: 1.0, growth: 1.0 };
+        let budget = Budget { blocks: blocks.max(sinks + window), sinks, window, critical, guard };
+        prop_assert!(budget.check().is_ok());
+        let mut choice = Choice::default();
+        choice.pick(&shares, &budget);
+        let chosen = &choice.blocks;
+        prop_assert_eq!(chosen.len(), budget.blocks.min(count));
+        prop_assert!(chosen.is_sorted_by(|a, b| a < b));
+        let forced = |block: usize| block < sinks || block + window >= count;
+        prop_assert!((0..count).filter(|block| forced(*block)).all(|block| chosen.contains(&(block as u32))));
+        let is_read = |block: &usize| chosen.contains(&(*block as u32));
+        let least = (0..count).filter(|b| is_read(b) && !forced(*b)).map(|b| shares[b]).fold(2.0, f32::min);
+        let most = (0..count).filter(|b| !is_read(b)).map(|b| shares[b]).fold(0.0, f32::max);
+        prop_assert!(least >= most);
+        let unread: f32 = (0..count).filter(|b| !is_read(b)).map(|b| shares[b]).sum();
+        prop_assert!((unread - choice.unread).abs() < 1e-4);
+        let wanted = (chosen.len() as f32 * critical).ceil() as usize;
+        prop_assert_eq!(choice.critical.iter().filter(|critical| **critical).count(), wanted);
+    }
+}
+
+#[test]
+fn the_guard_reads_as_much_more_as_it_needs_and_not_more() {
+    let shares: Vec<f32> = (0..100).map(|_| 0.01).collect();
+    let budget = |unread, growth| Budget {
+        blocks: 20,
+        sinks: 1,
+        window: 2,
+        critical: 0.5,
+        guard: Guard { unread, growth },
+    };
+    let mut choice = Choice::default();
+    choice.pick(&shares, &budget(0.5, 4.0));
+    assert!((49..=51).contains(&choice.blocks.len()), "{}", choice.blocks.len());
+    assert!(choice.unread <= 0.51);
+    choice.pick(&shares, &budget(0.5, 2.0));
+    assert_eq!(choice.blocks.len(), 40);
+    choice.pick(&shares, &budget(1.0, 4.0));
+    assert_eq!(choice.blocks.len(), 20);
+}
+
+#[test]
+fn what_is_no_number_is_read() {
+    let summary = Summary::new(8, (0..8).collect());
+    let mut blocks = vec![0; 3 * summary.len_bytes()];
+    let mut keys = vec![0.5; BLOCK_TOKENS * 8];
+    for (index, block) in blocks.chunks_exact_mut(summary.len_bytes()).enumerate() {
+        keys[5] = if index == 1 { f32::NAN } else { 0.5 };
+        summary.encode(&keys, block);
+    }
+    for level in SimdLevel::supported() {
+        let (at, _) = estimated(level, &summary, &[1.0; 8], 1, &blocks);
+        assert!(at[1].is_nan() && !at[0].is_nan() && !at[2].is_nan(), "{level:?} {at:?}");
+    }
+    let guard = Guard { unread: 1.0, growth: 1.0 };
+    let budget = Budget { blocks: 1, sinks: 0, window: 0, critical: 0.0, guard };
+    let mut choice = Choice::default();
+    choice.pick(&[0.9, f32::NAN, 0.1], &budget);
+    assert_eq!(choice.blocks, [1]);
+}
+
+#[test]
+fn budgets_that_cannot_be_are_refused_by_name() {
+    let guard = Guard { unread: 0.1, growth: 2.0 };
+    let good = Budget { blocks: 8, sinks: 1, window: 4, critical: 0.5, guard };
+    let message = |budget: Budget| budget.check().unwrap_err().to_string();
+    assert!(message(Budget { blocks: 4, ..good }).contains("budget of 4 blocks"));
+    assert!(message(Budget { critical: 1.5, ..good }).contains("critical is 1.5"));
+    assert!(message(Budget { guard: Guard { unread: -1.0, ..guard }, ..good }).contains("threshold"));
+    assert!(message(Budget { guard: Guard { growth: 0.5, ..guard }, ..good }).contains("growth"));
+}
