@@ -202,3 +202,25 @@ def doctor(directory: str | PathLike[str] | None = None) -> dict[str, Any]:
 
 def set_num_threads(count: int) -> None:
     """Upper bound of the threads that one attend uses."""
+
+def fp8_encode(values: Any, codes: Any, *, inverse_scale: float = 1.0) -> None:
+    """Writes `values * inverse_scale` as FP8 e4m3 codes, rounded as torch casts to float8_e4m3fn.
+
+    `values` is contiguous, of any shape; `codes` is uint8 of the same shape. Saturates to +-448.
+    """
+
+def fp8_decode(codes: Any, out: Any, *, scale: float = 1.0) -> None:
+    """Writes `codes * scale` into `out`, of the same shape, rounded to nearest, ties to even."""
+
+def encode_rows(rows: Any, scales: Any, codes: Any, residual: Any) -> None:
+    """Splits N rows of D elements into planes, as `stratakv.fp8.codecs.encode_rows` does.
+
+    `rows` is (N, D), contiguous. Written, all uint8: `scales` (N), `codes` (N, D), and `residual`
+    (N, ceil(D / 2)), for float16 rows (N, D).
+    """
+
+def decode_rows(scales: Any, codes: Any, out: Any) -> None:
+    """Writes rows from their codes alone into `out` (N, D), rounded to nearest, ties to even."""
+
+def restore_rows(dtype: str, scales: Any, codes: Any, residual: Any, out: Any) -> None:
+    """Writes rows of `dtype` ("float32", "bfloat16", "float16") from both planes into `out` (N, D)."""

@@ -40,6 +40,105 @@ pub(crate) struct BiasTensor {
     strides: [usize; 2],
 }
 
+/// A contiguous tensor of any shape, as the bytes of its elements.
+pub(crate) struct Dense {
+    _owner: Py<PyAny>,
+    name: &'static str,
+    address: usize,
+    shape: Vec<usize>,
+    len_bytes: usize,
+}
+
+impl Dense {
+    /// A tensor of float32, bfloat16 or float16.
+    pub(crate) fn elements(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<(Self, DType)> {
+        let dtype =
+            tensor.getattr(intern!(tensor.py(), "dtype")).map_err(|_| not_a_tensor(name, "", tensor))?;
+        let dtype = dtype_of(name, &dtype)?;
+        Ok((Self::new(name, tensor, dtype.size())?, dtype))
+    }
+
+    /// A tensor of uint8.
+    pub(crate) fn bytes(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<Self> {
+        static UINT8: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = tensor.py();
+        let dtype = tensor.getattr(intern!(py, "dtype")).map_err(|_| not_a_tensor(name, "", tensor))?;
+        let uint8 =
+            UINT8.get_or_try_init(py, || Ok::<_, PyErr>(py.import("torch")?.getattr("uint8")?.unbind()))?;
+        if !uint8.is(&dtype) {
+            return Err(PyValueError::new_err(format!(
+                "{name} is {dtype}, expected torch.uint8; call .view(torch.uint8)"
+            )));
+        }
+        Self::new(name, tensor, 1)
+    }
+
+    fn new(name: &'static str, tensor: &Bound<'_, PyAny>, size: usize) -> PyResult<Self> {
+        let py = tensor.py();
+        expect_cpu(name, tensor)?;
+        if !tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()? {
+            return Err(PyValueError::new_err(format!("{name} is not contiguous; call .contiguous()")));
+        }
+        let shape: Vec<usize> = tensor.getattr(intern!(py, "shape"))?.extract()?;
+        let len_bytes = shape.iter().product::<usize>() * size;
+        let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        Ok(Self { _owner: tensor.clone().unbind(), name, address, shape, len_bytes })
+    }
+
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The shape as (N, D).
+    pub(crate) fn rows(&self) -> PyResult<(usize, usize)> {
+        match self.shape[..] {
+            [count, dim] => Ok((count, dim)),
+            _ => Err(PyValueError::new_err(format!(
+                "{} has shape {:?}, expected (N, D)",
+                self.name, self.shape
+            ))),
+        }
+    }
+
+    pub(crate) fn expect_shape(&self, shape: &[usize]) -> PyResult<()> {
+        if self.shape != shape {
+            let Self { name, shape: found, .. } = self;
+            return Err(PyValueError::new_err(format!("{name} has shape {found:?}, expected {shape:?}")));
+        }
+        Ok(())
+    }
+
+    /// Refuses tensors of which two share memory.
+    pub(crate) fn expect_apart(tensors: &[&Self]) -> PyResult<()> {
+        for (index, a) in tensors.iter().enumerate() {
+            for b in &tensors[..index] {
+                if a.address < b.address + b.len_bytes && b.address < a.address + a.len_bytes {
+                    return Err(PyValueError::new_err(format!("{} and {} share memory", b.name, a.name)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        if self.len_bytes == 0 {
+            return &[];
+        }
+        // SAFETY: a contiguous tensor's elements are `len_bytes` from its address on.
+        unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(self.address), self.len_bytes) }
+    }
+
+    /// Only for a tensor that shares no memory with another in use: see `expect_apart`.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.len_bytes == 0 {
+            return &mut [];
+        }
+        let address = std::ptr::with_exposed_provenance_mut(self.address);
+        // SAFETY: as in `as_slice`; no two elements of a contiguous tensor share memory.
+        unsafe { std::slice::from_raw_parts_mut(address, self.len_bytes) }
+    }
+}
+
 impl Tensor {
     /// A tensor that is read.
     pub(crate) fn source(name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<Self> {
@@ -167,16 +266,8 @@ impl BiasTensor {
 /// Asks a tensor for all that matters, and refuses what can't be used.
 fn describe<const N: usize>(name: &str, letters: &str, tensor: &Bound<'_, PyAny>) -> PyResult<Described<N>> {
     let py = tensor.py();
-    let not_a_tensor = |_| {
-        let found = tensor.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
-        PyTypeError::new_err(format!("{name} is a {found}, expected a torch.Tensor {letters}"))
-    };
-    let dtype = tensor.getattr(intern!(py, "dtype")).map_err(not_a_tensor)?;
-    let is_cpu = tensor.getattr(intern!(py, "is_cpu")).map_err(not_a_tensor)?;
-    if !is_cpu.is_truthy()? {
-        let device = tensor.getattr(intern!(py, "device"))?;
-        return Err(PyValueError::new_err(format!("{name} is on {device}, expected a CPU tensor")));
-    }
+    let dtype = tensor.getattr(intern!(py, "dtype")).map_err(|_| not_a_tensor(name, letters, tensor))?;
+    expect_cpu(name, tensor)?;
     let shape = sizes::<N>(name, letters, &tensor.getattr(intern!(py, "shape"))?)?;
     let strides = sizes::<N>(name, letters, &tensor.call_method0(intern!(py, "stride"))?)?;
     if shape[N - 1] > 1 && strides[N - 1] != 1 {
@@ -188,6 +279,22 @@ fn describe<const N: usize>(name: &str, letters: &str, tensor: &Bound<'_, PyAny>
     let dtype = dtype_of(name, &dtype)?;
     let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
     Ok(Described { address, shape, strides, dtype })
+}
+
+fn not_a_tensor(name: &str, letters: &str, tensor: &Bound<'_, PyAny>) -> PyErr {
+    let found = tensor.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
+    let expected = format!("a torch.Tensor {letters}");
+    PyTypeError::new_err(format!("{name} is a {found}, expected {}", expected.trim_end()))
+}
+
+fn expect_cpu(name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = tensor.py();
+    let is_cpu = tensor.getattr(intern!(py, "is_cpu")).map_err(|_| not_a_tensor(name, "", tensor))?;
+    if !is_cpu.is_truthy()? {
+        let device = tensor.getattr(intern!(py, "device"))?;
+        return Err(PyValueError::new_err(format!("{name} is on {device}, expected a CPU tensor")));
+    }
+    Ok(())
 }
 
 fn sizes<const N: usize>(name: &str, letters: &str, tuple: &Bound<'_, PyAny>) -> PyResult<[usize; N]> {

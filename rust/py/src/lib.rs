@@ -5,6 +5,7 @@
 //! for users, in `_native.pyi`.
 
 mod buffer;
+mod codec;
 mod doctor;
 mod enter;
 mod error;
@@ -28,6 +29,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<store::Store>()?;
     module.add_class::<kv_cache::KvCache>()?;
     error::register(module)?;
+    codec::register(module)?;
     module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::simd_level, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::doctor, module)?)?;
