@@ -137,6 +137,33 @@ fn decode<S: Simd, C: Coded, E: Element>(
     }
 }
 
+/// [`decode`] to bfloat16, of what needs no rounding there.
+#[inline(always)]
+fn decode_exact<S: Simd, C: Coded>(simd: S, factor: f32, codes: &[u8], residual: &[u8], out: &mut [u8]) {
+    let len = codes.len();
+    assert!(out.len() == len * 2 && residual.len() == C::residual_bytes(len), "slices of one row");
+    let splat = simd.splat(factor);
+    let mut at = 0;
+    while at + 2 * S::LANES <= len {
+        // SAFETY: 2 LANES elements from `at` are inside the three slices; `at` is even.
+        unsafe {
+            let (codes, next) = (codes.as_ptr().add(at), codes.as_ptr().add(at + S::LANES));
+            let a = C::load(simd, codes, residual.as_ptr().add(C::residual_bytes(at)));
+            let b = C::load(simd, next, residual.as_ptr().add(C::residual_bytes(at + S::LANES)));
+            simd.store_exact_bf16(out.as_mut_ptr().add(at * 2), simd.mul(a, splat), simd.mul(b, splat));
+        }
+        at += 2 * S::LANES;
+    }
+    let residual = &residual[C::residual_bytes(at)..];
+    decode::<S, C, Bf16>(simd, factor, &codes[at..], residual, &mut out[at * 2..]);
+}
+
+/// Whether codes and residuals of 4 bits with this scale are bfloat16 values: 8 significant
+/// bits are, down to 2^-133, where the smallest subnormal's unit, 2^-13 scales, still is one.
+fn is_exact(scale: u8, dtype: DType) -> bool {
+    dtype == DType::Bf16 && scale >= 127 - 120
+}
+
 #[inline(always)]
 fn decode_to<S: Simd, C: Coded>(
     simd: S,
@@ -163,10 +190,12 @@ fn decode_all<S: Simd>(simd: S, dim: usize, scales: &[u8], codes: &[u8], dtype: 
     for (index, &scale) in scales.iter().enumerate() {
         let codes = part(codes, index, dim);
         let out = part_mut(out, index, dim * dtype.size());
-        if scalar::is_usual(scale) {
-            decode_to::<S, Codes>(simd, scale_factor(scale), codes, &[], dtype, out);
-        } else {
+        if !scalar::is_usual(scale) {
             scalar::decode_row(scale, codes, dtype, out);
+        } else if is_exact(scale, dtype) {
+            decode_exact::<S, Codes>(simd, scale_factor(scale), codes, &[], out);
+        } else {
+            decode_to::<S, Codes>(simd, scale_factor(scale), codes, &[], dtype, out);
         }
     }
 }
@@ -189,6 +218,8 @@ fn restore_all<S: Simd>(
             scalar::restore_row(shape, scale, codes, residual, dtype, out);
         } else if shape.dtype == DType::F16 {
             decode_to::<S, With8>(simd, scale_factor(scale), codes, residual, dtype, out);
+        } else if is_exact(scale, dtype) {
+            decode_exact::<S, With4>(simd, scale_factor(scale), codes, residual, out);
         } else {
             decode_to::<S, With4>(simd, scale_factor(scale), codes, residual, dtype, out);
         }

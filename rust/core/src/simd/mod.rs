@@ -143,6 +143,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `at` is valid for writes of `LANES` 16-bit elements; any alignment.
     unsafe fn store_bf16(self, at: *mut u8, a: Self::Floats);
+    /// Stores bfloat16 values, `a` before `b`: what is not one is cut off.
+    ///
+    /// # Safety
+    /// `at` is valid for writes of 2 `LANES` 16-bit elements; any alignment.
+    unsafe fn store_exact_bf16(self, at: *mut u8, a: Self::Floats, b: Self::Floats);
     /// Rounds to float16, to nearest, ties to even; a NaN stays one.
     ///
     /// # Safety

@@ -160,6 +160,11 @@ impl Simd for Neon {
         vector!(vst1_u16(at.cast(), vshrn_n_u32::<16>(self.bf16_bits(a))));
     }
     #[inline(always)]
+    unsafe fn store_exact_bf16(self, at: *mut u8, a: float32x4_t, b: float32x4_t) {
+        vector!(vst1_u16(at.cast(), vshrn_n_u32::<16>(vreinterpretq_u32_f32(a))));
+        vector!(vst1_u16(at.add(8).cast(), vshrn_n_u32::<16>(vreinterpretq_u32_f32(b))));
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, at: *mut u8, a: float32x4_t) {
         // As in `load_f16`.
         let mut lanes = [0.0_f32; 4];

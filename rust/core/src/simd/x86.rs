@@ -12,12 +12,13 @@ use std::arch::x86_64::{
     _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16,
     _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_extractf128_ps,
     _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_slli_epi16,
-    _mm256_slli_epi32, _mm256_srai_epi16, _mm256_srai_epi32, _mm256_srli_epi32, _mm256_storeu_ps,
-    _mm256_storeu_si256, _mm256_sub_epi32, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd,
-    _mm256_unpacklo_ps, _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps,
-    _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256, _mm256_packus_epi32,
+    _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps,
+    _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srai_epi16,
+    _mm256_srai_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_abs_ps,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd,
+    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
     _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_ph,
     _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_mov_epi32, _mm512_mask_or_epi32,
     _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_scalef_ps, _mm512_set1_epi32,
@@ -162,6 +163,13 @@ impl Simd for Avx512 {
     unsafe fn store_bf16(self, at: *mut u8, a: __m512) {
         let halves = vector!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bf16_bits_512(a))));
         vector!(_mm256_storeu_si256(at.cast(), halves));
+    }
+    #[inline(always)]
+    unsafe fn store_exact_bf16(self, at: *mut u8, a: __m512, b: __m512) {
+        let a = vector!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(a))));
+        let b = vector!(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(b))));
+        vector!(_mm256_storeu_si256(at.cast(), a));
+        vector!(_mm256_storeu_si256(at.add(32).cast(), b));
     }
     #[inline(always)]
     unsafe fn store_f16(self, at: *mut u8, a: __m512) {
@@ -316,6 +324,14 @@ impl Simd for Avx2 {
     unsafe fn store_bf16(self, at: *mut u8, a: __m256) {
         let bits = vector!(_mm256_srli_epi32::<16>(bf16_bits_256(a)));
         vector!(_mm_storeu_si128(at.cast(), pack_u16_256(bits)));
+    }
+    #[inline(always)]
+    unsafe fn store_exact_bf16(self, at: *mut u8, a: __m256, b: __m256) {
+        let a = vector!(_mm256_srli_epi32::<16>(_mm256_castps_si256(a)));
+        let b = vector!(_mm256_srli_epi32::<16>(_mm256_castps_si256(b)));
+        // Packing goes by halves of 128 bits: the middle quarters change places.
+        let halves = vector!(_mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b)));
+        vector!(_mm256_storeu_si256(at.cast(), halves));
     }
     #[inline(always)]
     unsafe fn store_f16(self, at: *mut u8, a: __m256) {
