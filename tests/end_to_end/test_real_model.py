@@ -61,3 +61,30 @@ def test_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
     with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
         assert cache.get_seq_length() == 2300 + 64 - 2
         assert torch.equal(model.generate(longer, past_key_values=cache, **options), expected)
+
+
+def test_attached_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
+    """Keys without positions, 24 pages deep: the same tokens, and logits apart by rounding only."""
+    from transformers import DynamicCache
+
+    import stratakv
+
+    model, tokenizer = loaded
+    ids = _prompt(tokenizer, 1500)
+    mask = torch.ones_like(ids)
+    options = {"max_new_tokens": 48, "do_sample": False, "attention_mask": mask}
+    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+    plain = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :-1], past_key_values=plain)
+        wanted = model(ids[:, -1:], past_key_values=plain).logits
+    with stratakv.attach(model):
+        with stratakv.TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
+            actual = model.generate(ids, past_key_values=cache, prefill_chunk_size=512, **options)
+            assert torch.equal(actual, expected)
+            assert cache.stats()["disk"]["read_bytes"] > 0
+            cache.save()
+        with stratakv.TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache, torch.no_grad():
+            assert cache.match(ids) == 1499
+            logits = model(ids[:, -1:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=2e-3)

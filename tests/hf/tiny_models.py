@@ -76,6 +76,106 @@ def _gpt2():
     )
 
 
+def _llama_scaled():
+    # YaRN scales its cosines: a factor of the scores that pages must have too.
+    rope = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "rope_theta": 10000.0,
+    }
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**_GQA, rope_parameters=rope))
+
+
+def _llama_dynamic():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**_GQA, rope_parameters=rope))
+
+
+def _phi():
+    return tf.PhiForCausalLM(tf.PhiConfig(**_BASE | {"num_key_value_heads": 2}))
+
+
+def _phi3_longrope():
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 64,
+    }
+    config = _BASE | {"num_key_value_heads": 2, "original_max_position_embeddings": 64}
+    return tf.Phi3ForCausalLM(tf.Phi3Config(**config, rope_parameters=rope))
+
+
+def _cohere():
+    return tf.CohereForCausalLM(tf.CohereConfig(**_BASE | {"num_key_value_heads": 2}))
+
+
+def _cohere2():
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = _BASE | {"num_key_value_heads": 2, "sliding_window": 12, "layer_types": types}
+    return tf.Cohere2ForCausalLM(tf.Cohere2Config(**config))
+
+
+def _glm():
+    return tf.GlmForCausalLM(tf.GlmConfig(**_GQA))
+
+
+def _smollm3():
+    return tf.SmolLM3ForCausalLM(
+        tf.SmolLM3Config(**_BASE | {"num_key_value_heads": 2}, no_rope_layers=[1, 1, 0])
+    )
+
+
+def _gptj():
+    return tf.GPTJForCausalLM(
+        tf.GPTJConfig(
+            vocab_size=VOCAB,
+            n_embd=32,
+            n_layer=3,
+            n_head=4,
+            rotary_dim=4,
+            n_positions=512,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
+    )
+
+
+def _bloom():
+    return tf.BloomForCausalLM(tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=3, n_head=4))
+
+
+def _gpt_oss():
+    config = _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12}
+    return tf.GptOssForCausalLM(tf.GptOssConfig(**config))
+
+
+def _deepseek_v3():
+    config = _BASE | {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+    return tf.DeepseekV3ForCausalLM(tf.DeepseekV3Config(**config))
+
+
+def _qwen2_vl():
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    vision = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2}
+    text = _GQA | {"rope_parameters": rope}
+    return tf.Qwen2VLForConditionalGeneration(tf.Qwen2VLConfig(text_config=text, vision_config=vision))
+
+
 def _qwen3_next():
     types = ["linear_attention", "full_attention", "linear_attention"]
     return tf.Qwen3NextForCausalLM(
@@ -170,6 +270,19 @@ _BUILDERS = {
     "t5": _t5,
     "bart": _bart,
     "llava": _llava,
+    "llama_scaled": _llama_scaled,
+    "llama_dynamic": _llama_dynamic,
+    "phi": _phi,
+    "phi3_longrope": _phi3_longrope,
+    "cohere": _cohere,
+    "cohere2": _cohere2,
+    "glm": _glm,
+    "smollm3": _smollm3,
+    "gptj": _gptj,
+    "bloom": _bloom,
+    "gpt_oss": _gpt_oss,
+    "deepseek_v3": _deepseek_v3,
+    "qwen2_vl": _qwen2_vl,
 }
 DECODERS = [
     "llama",

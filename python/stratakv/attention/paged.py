@@ -30,6 +30,7 @@ def paged_attention(
     *,
     mask: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     tile_bytes: int = DEFAULT_TILE_BYTES,
 ) -> Tensor | None:
     """Exact attention of queries over a snapshot of one layer.
@@ -40,6 +41,7 @@ def paged_attention(
         snapshot: S tokens of (B, H, Dk) keys and (B, H, Dv) values.
         mask: broadcasts to (B, Q, T, S). Bool: True takes part. Float: added to the scores.
         scale: factor of the scores; Dk ** -0.5 by default.
+        softcap: bound of the scores, see `softcap_attention`; served in tiles.
         tile_bytes: bound of the keys and values that are copied out of pages at a time.
 
     Returns:
@@ -55,7 +57,9 @@ def paged_attention(
             return None
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.no_grad():
-        output = _choose(query.detach(), snapshot, mask, mask_4d, scale=scale, tile_bytes=tile_bytes)
+        output = _choose(
+            query.detach(), snapshot, mask, mask_4d, scale=scale, softcap=softcap, tile_bytes=tile_bytes
+        )
     if torch.is_grad_enabled() and query.requires_grad:
         return _NoGradient.apply(output, query)  # type: ignore[no-any-return]
     return output
@@ -82,18 +86,21 @@ def _choose(
     mask_4d: Tensor | None,
     *,
     scale: float,
+    softcap: float | None,
     tile_bytes: int,
 ) -> Tensor:
-    one_head = mask_4d is None or mask_4d.shape[1] == 1
-    if query.device.type == "cpu" and query.shape[2] <= FEW_TOKENS and one_head:
+    is_engine_case = softcap is None and (mask_4d is None or mask_4d.shape[1] == 1)
+    if query.device.type == "cpu" and query.shape[2] <= FEW_TOKENS and is_engine_case:
         return _engine(query, snapshot, mask, mask_4d, scale)
     rotary = snapshot.table.rotary
     if rotary is not None:
         query = rotary.rotate(query, torch.arange(snapshot.length - query.shape[2], snapshot.length))
     group = query.shape[1] // snapshot.geometry.num_heads
-    if snapshot.num_bytes * group <= tile_bytes:
+    if softcap is None and snapshot.num_bytes * group <= tile_bytes:
         return _whole(query, snapshot, mask, scale, group)
-    return stream_attention(query, snapshot, scale=scale, mask_BQTS=mask_4d, tile_bytes=tile_bytes)
+    return stream_attention(
+        query, snapshot, scale=scale, softcap=softcap, mask_BQTS=mask_4d, tile_bytes=tile_bytes
+    )
 
 
 def _engine(

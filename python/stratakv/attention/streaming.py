@@ -25,6 +25,7 @@ def stream_attention(
     snapshot: Snapshot,
     *,
     scale: float,
+    softcap: float | None = None,
     mask_BQTS: Tensor | None = None,
     tile_bytes: int = DEFAULT_TILE_BYTES,
 ) -> Tensor:
@@ -35,6 +36,7 @@ def stream_attention(
         snapshot: (B, H, S, Dk) keys and (B, H, S, Dv) values in pages; with a rotary, the queries
             are at their positions already.
         scale: factor of the scores.
+        softcap: bound of the scores, see `softcap_attention`; they are then kept.
         mask_BQTS: four dimensions that broadcast to (B, Q, T, S); bool (True takes part) or
             float (added to the scores).
         tile_bytes: bound of a tile's keys and values, and of its scores where they are kept.
@@ -44,13 +46,15 @@ def stream_attention(
     """
     num_rows, num_queries, num_new, _ = query_BQTD.shape
     merged = _Merge(num_rows, num_queries, num_new, snapshot.geometry.value_dim, query_BQTD.device)
-    tile_tokens = _tile_tokens(query_BQTD, snapshot, mask_BQTS, tile_bytes)
+    is_fused = softcap is None and _is_fused(query_BQTD, snapshot.geometry.value_dim)
+    tile_tokens = _tile_tokens(query_BQTD, snapshot, mask_BQTS, tile_bytes, is_fused=is_fused)
     scratch = _scratch(snapshot, tile_tokens)
     for start in range(0, snapshot.length, tile_tokens):
         stop = min(start + tile_tokens, snapshot.length)
         keys_BHLD, values_BHLD = snapshot.gather(start, stop, scratch, rotated=True)
         bias_BQTL = None if mask_BQTS is None else bias_or_none(mask_BQTS[..., start:stop])
-        merged.add(*_tile_attention(query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL))
+        tile = (query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL)
+        merged.add(*(_masked_fused_tile(*tile) if is_fused else _plain_tile(*tile, softcap=softcap)))
     return merged.result(query_BQTD.dtype)
 
 
@@ -63,13 +67,15 @@ def _scratch(snapshot: Snapshot, tile_tokens: int) -> Tensor | None:
     return WORKSPACE.buffer(numel, snapshot.geometry.dtype)
 
 
-def _tile_tokens(query_BQTD: Tensor, snapshot: Snapshot, mask_BQTS: Tensor | None, tile_bytes: int) -> int:
+def _tile_tokens(
+    query_BQTD: Tensor, snapshot: Snapshot, mask_BQTS: Tensor | None, tile_bytes: int, *, is_fused: bool
+) -> int:
     """Tokens of a tile: whole pages, at least one.
 
     Neither the tile, nor its bias, nor scores that are kept take more than `tile_bytes`.
     """
     token_bytes = snapshot.geometry.token_bytes(snapshot.num_rows)
-    if not _is_fused(query_BQTD, snapshot.geometry.value_dim):
+    if not is_fused:
         token_bytes = max(token_bytes, query_BQTD[..., 0].numel() * 4)
     elif mask_BQTS is not None:
         group = query_BQTD.shape[1] // snapshot.geometry.num_heads
@@ -83,12 +89,10 @@ def _is_fused(query_BQTD: Tensor, value_dim: int) -> bool:
     return query_BQTD.device.type == "cpu" and query_BQTD.shape[-1] == value_dim
 
 
-def _tile_attention(
+def _masked_fused_tile(
     query_BQTD: Tensor, keys_BHLD: Tensor, values_BHLD: Tensor, scale: float, bias_BQTL: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """One tile's (B, Q, T, Dv) output and the (B, Q, T) log of its softmax's denominator."""
-    if not _is_fused(query_BQTD, values_BHLD.shape[-1]):
-        return _plain_tile(query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL)
     output, log_sum = _fused_tile(query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL)
     if bias_BQTL is not None:
         # The fused kernel reports a log-sum of 0 for a query that sees nothing of the tile.
@@ -124,8 +128,14 @@ def _fold(bias_BQTL: Tensor, num_heads: int, group: int, num_new: int) -> Tensor
     return each.reshape(num_rows, num_heads, group * num_new, tokens)
 
 
-def _plain_tile(
-    query_BQTD: Tensor, keys_BHLD: Tensor, values_BHLD: Tensor, scale: float, bias_BQTL: Tensor | None
+def _plain_tile(  # as its fused twin, which has no cap
+    query_BQTD: Tensor,
+    keys_BHLD: Tensor,
+    values_BHLD: Tensor,
+    scale: float,
+    bias_BQTL: Tensor | None,
+    *,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Any device and any head dims, in float32."""
     num_rows, num_queries, num_new, dim = query_BQTD.shape
@@ -133,6 +143,8 @@ def _plain_tile(
     query_BHGTD = query_BQTD.reshape(num_rows, num_heads, -1, num_new, dim).float()
     scores_BHGTL = torch.einsum("bhgtd,bhld->bhgtl", query_BHGTD, keys_BHLD.float()) * scale
     scores = scores_BHGTL.reshape(num_rows, num_queries, num_new, -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if bias_BQTL is not None:
         scores = scores + bias_BQTL
     log_sum = torch.logsumexp(scores, dim=-1)

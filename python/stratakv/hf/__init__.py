@@ -9,7 +9,7 @@ except ImportError as error:
         "stratakv.TieredCache needs transformers 5.15 or later: pip install 'stratakv[hf]'"
     ) from error
 
-from stratakv.hf.attach import Attachment, attach
+from stratakv.hf.attachment import Attachment, attach
 from stratakv.hf.attention import UnsupportedModelError
 from stratakv.hf.cache import TieredCache
 

@@ -25,17 +25,17 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from stratakv.attention.paged import paged_attention
 from stratakv.attention.paged_tensor import PagedTensor
+from stratakv.attention.softcap import softcap_attention
 from stratakv.cache.rotary import turn
-from stratakv.hf.rotary_modules import Pass, RotarySource
+from stratakv.hf.rotary_modules import RotarySource
 
 if TYPE_CHECKING:
-    from stratakv.hf.attach import Attachment
+    from stratakv.hf.attachment import Attachment
 
 NAME = "stratakv"
 
 # What models pass to their attention and this one does not compute.
 UNSUPPORTED = {
-    "softcap": "capped attention scores",
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
     "position_bias": "a position bias",
@@ -102,7 +102,7 @@ def probing(attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
         _PROBE.attend = None
 
 
-def attention(
+def attention(  # noqa: PLR0917  # transformers' own signature
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -131,11 +131,55 @@ def attention(
         )
     check_arguments(kwargs)
     if isinstance(key, PagedTensor):
-        return _paged(link, module, query, key, attention_mask, dropout, scaling, kwargs), None
+        output = _paged(
+            link,
+            module,
+            query,
+            key,
+            mask=attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            kwargs=kwargs,
+        )
+        return output, None
     query, key = link.turned(query, key)
-    return sdpa_attention_forward(  # type: ignore[no-any-return]
+    return plain_attention(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
+
+
+def plain_attention(  # noqa: PLR0917  # transformers' own signature
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over plain tensors with positions: transformers' own, and capped scores."""
+    softcap = kwargs.get("softcap")
+    if softcap is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    output = softcap_attention(
+        query,
+        key,
+        value,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        mask=attention_mask,
+        is_causal=attention_mask is None and _is_causal(module, kwargs),
+        dropout=dropout,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    given = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def check_arguments(kwargs: dict[str, Any]) -> None:
@@ -157,21 +201,21 @@ def _paged(
     module: nn.Module,
     query: Tensor,
     key: PagedTensor,
+    *,
     mask: Tensor | None,
     dropout: float,
     scaling: float | None,
     kwargs: dict[str, Any],
 ) -> Tensor:
+    """(B, T, Q, D) attention over pages."""
     if dropout > 0.0:
         raise ValueError(f"dropout={dropout} over a cached past: call model.eval() before generating")
     snapshot, num_new = key.snapshot, query.shape[2]
-    is_causal = kwargs.get("is_causal")
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if mask is None and num_new > 1 and is_causal:
+    if mask is None and num_new > 1 and _is_causal(module, kwargs):
         seen = torch.ones(num_new, snapshot.length, dtype=torch.bool, device=query.device)
         mask = seen.tril(snapshot.length - num_new)
     query, scale = link.scaled(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    output = paged_attention(query, snapshot, mask=mask, scale=scale)
+    output = paged_attention(query, snapshot, mask=mask, scale=scale, softcap=kwargs.get("softcap"))
     if output is None:
         shape = None if mask is None else tuple(mask.shape)
         raise ValueError(

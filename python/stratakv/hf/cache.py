@@ -24,7 +24,7 @@ from stratakv.hf.arguments import (
     one_row,
     session_or_none,
 )
-from stratakv.hf.attach import Attachment, attachment_of
+from stratakv.hf.attachment import Attachment, attachment_of
 from stratakv.hf.binding import ModelBinding, bind
 from stratakv.hf.compat import check_version, is_full_attention, layer_plan
 from stratakv.hf.fingerprint import model_settings

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from stratakv.cache.rotary import turn
-from stratakv.hf.attention import UnsupportedModelError, check_arguments, probing
+from stratakv.hf.attention import UnsupportedModelError, check_arguments, plain_attention, probing
 from stratakv.hf.rotary_modules import Pass, RotarySource, hook, length_dependent, rotary_modules, understand
 
 NUM_TOKENS = 6
@@ -85,10 +84,7 @@ def probe(decoder: nn.Module, set_attention: Any) -> dict[nn.Module, Finding]:
                     f"{name} does not call its attention through transformers' interface: {EXACT_MODE}"
                 )
             current = Pass()
-            handles = [
-                module.register_forward_hook(hook(current, identity=True), with_kwargs=True)
-                for module in modules
-            ]
+            handles = [module.register_forward_hook(hook(current), with_kwargs=True) for module in modules]
             try:
                 found = _matcher(seen, current, name)
                 with probing(found):
@@ -109,12 +105,12 @@ def probe(decoder: nn.Module, set_attention: Any) -> dict[nn.Module, Finding]:
     return seen.found
 
 
-def _note(
+def _note(  # noqa: PLR0917  # called as attention is
     seen: _Seen, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     check_arguments(kwargs)
     seen.given[module] = (query, key)
-    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
+    return plain_attention(module, query, key, value, mask, **kwargs)
 
 
 def _matcher(seen: _Seen, current: Pass, name: str) -> Any:
@@ -123,7 +119,7 @@ def _matcher(seen: _Seen, current: Pass, name: str) -> Any:
 
     def candidates() -> Iterator[tuple[Finding, Tensor | None, Tensor | None]]:
         yield Finding(None, False), None, None
-        for key in current.keys():
+        for key in current.calls():
             source = sources[key] if key in sources else sources.setdefault(key, understand(key))
             if source is not None:
                 cos, sin = (source.per_frequency(part)[:, None] for part in current.own(key))
@@ -141,7 +137,11 @@ def _matcher(seen: _Seen, current: Pass, name: str) -> Any:
             elif 2 * cos.shape[-1] > query.shape[-1]:
                 continue
             else:
-                turned = tuple(turn(x, cos, sin, interleaved=finding.interleaved) for x in (query, key))
+                pairs = finding.interleaved
+                turned = (
+                    turn(query, cos, sin, interleaved=pairs),
+                    turn(key, cos, sin, interleaved=pairs),
+                )
             far = max(_distance(mine, theirs) for mine, theirs in zip(turned, wanted, strict=True))
             if far < best_far:
                 best, best_far, best_turned = finding, far, turned
@@ -152,9 +152,7 @@ def _matcher(seen: _Seen, current: Pass, name: str) -> Any:
                 f"difference {best_far:.2g}): {EXACT_MODE}"
             )
         seen.found[module] = best
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, *best_turned, value, mask, **kwargs
-        )
+        return plain_attention(module, *best_turned, value, mask, **kwargs)
 
     return match
 

@@ -11,6 +11,7 @@ Letters: B rows, T tokens, N frequencies, W the width that a module gives, N or 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,22 +73,26 @@ class Pass(threading.local):
     """What the rotary modules gave in the forward pass under way, in this thread."""
 
     def __init__(self) -> None:
-        self.cache: Any = None
+        self._cache: weakref.ref[Any] | None = None
         self._own: dict[Key, tuple[Tensor, Tensor, Tensor]] = {}
         self._turns: dict[tuple[Key, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def start(self, cache: Any) -> None:
         """A pass with that cache begins."""
-        self.cache = cache
+        self._cache = None if cache is None else weakref.ref(cache)
         self._own.clear()
         self._turns.clear()
+
+    def is_of(self, cache: Any) -> bool:
+        """Whether the pass was started with that cache."""
+        return self._cache is not None and self._cache() is cache
 
     def record(self, key: Key, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
         """A module was called."""
         self._own[key] = (cos, sin, positions)
         self._turns = {known: turns for known, turns in self._turns.items() if known[0] != key}
 
-    def keys(self) -> list[Key]:
+    def calls(self) -> list[Key]:
         """The calls so far."""
         return list(self._own)
 
@@ -101,8 +106,8 @@ class Pass(threading.local):
         if place not in self._turns:
             if source.key not in self._own:
                 raise RuntimeError(
-                    f"{type(source.key.module).__name__} was not called in this forward pass: call the model, "
-                    "not a layer of it, while it is attached"
+                    f"{type(source.key.module).__name__} was not called in this forward pass: call the "
+                    "model, not a layer of it, while it is attached"
                 )
             cos, sin, positions = self._own[source.key]
             if num_tokens != positions.shape[-1]:
@@ -129,7 +134,7 @@ def length_dependent(module: nn.Module) -> str | None:
     return next((kind for kind in named if kind in LENGTH_DEPENDENT), None)
 
 
-def hook(current: Pass, *, identity: bool) -> Callable[..., Any]:
+def hook(current: Pass) -> Callable[..., Any]:
     """A forward hook that records a module's calls, and gives the identity in their place."""
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -147,7 +152,7 @@ def hook(current: Pass, *, identity: bool) -> Callable[..., Any]:
         key = Key(module, tuple(args[2:]), tuple(sorted(named.items())))
         cos, sin = output
         current.record(key, cos, sin, positions)
-        return (torch.ones_like(cos), torch.zeros_like(sin)) if identity else None
+        return torch.ones_like(cos), torch.zeros_like(sin)
 
     return record
 
@@ -165,26 +170,23 @@ def understand(key: Key) -> RotarySource | None:
         cos, sin = (part.double().cpu() for part in key.compute(torch.zeros(1, device=device), positions))
     scaling = float(cos[0, 0, 0])
     for inv_freq in candidates:
-        source = _matching(key, inv_freq, cos, sin, scaling, positions.cpu())
-        if source is not None:
-            return source
+        angles = positions.cpu()[..., None].double() * inv_freq
+        # A module's float32 angles are off by half a unit in their last place.
+        tolerance = abs(scaling) * (1e-5 + 1e-6 * positions.cpu()[..., None])
+        for expanded, is_repeated in _layouts(angles):
+            if (
+                expanded.shape == cos.shape
+                and bool(((cos - scaling * expanded.cos()).abs() <= tolerance).all())
+                and bool(((sin - scaling * expanded.sin()).abs() <= tolerance).all())
+            ):
+                return RotarySource(key, tuple(inv_freq.tolist()), scaling, is_repeated)
     return None
 
 
-def _matching(
-    key: Key, inv_freq: Tensor, cos: Tensor, sin: Tensor, scaling: float, positions: Tensor
-) -> RotarySource | None:
-    angles = positions[..., None].double() * inv_freq
-    # A module's float32 angles are off by half a unit in their last place.
-    tolerance = 1e-5 + 1e-6 * positions[..., None]
-    for expanded, is_repeated in (
+def _layouts(angles: Tensor) -> list[tuple[Tensor, bool]]:
+    """How modules lay N angles out, and whether each comes twice in a row."""
+    return [
         (angles, False),
         (torch.cat([angles, angles], dim=-1), False),
         (angles.repeat_interleave(2, dim=-1), True),
-    ):
-        if expanded.shape == cos.shape and all(
-            bool(((found - scaling * wanted).abs() <= tolerance * abs(scaling)).all())
-            for found, wanted in ((cos, expanded.cos()), (sin, expanded.sin()))
-        ):
-            return RotarySource(key, tuple(inv_freq.tolist()), scaling, is_repeated)
-    return None
+    ]

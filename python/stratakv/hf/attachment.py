@@ -42,7 +42,7 @@ class Attachment:
         check_version()
         self._decoder = weakref.ref(_decoder_of(model))
         self._model = weakref.ref(model)
-        self._undo = contextlib.ExitStack()
+        self._remove_hooks = contextlib.ExitStack()
         self.current = Pass()
         self.is_active = False
         decoder = _decoder_of(model)
@@ -51,26 +51,33 @@ class Attachment:
         self.rotary = _rotary_of_pages(decoder, findings)
         self.settings = {"key_rotation": "page"}
         self.settings |= {"rotary_pairs": "none"} if self.rotary is None else self.rotary.settings()
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(_our_attention(decoder))
-            for module in rotary_modules(decoder):
-                handle = module.register_forward_hook(hook(self.current, identity=True), with_kwargs=True)
-                undo.callback(handle.remove)
-            handle = decoder.register_forward_pre_hook(self._before, with_kwargs=True)
-            undo.callback(handle.remove)
-            for module, finding in findings.items():
-                LINKS[module] = Link(self, finding.source, finding.interleaved)
-                undo.callback(LINKS.pop, module, None)
-            for module in (model, decoder):
-                _ATTACHED[module] = self
-                undo.callback(_ATTACHED.pop, module, None)
-            self._undo = undo.pop_all()
+        # From here on nothing can fail. What undoes it holds no reference that keeps the model alive.
+        config: Any = decoder.config
+        self._previous: str = config._attn_implementation
+        _choose_attention(decoder, NAME)
+        for module in rotary_modules(decoder):
+            handle = module.register_forward_hook(hook(self.current), with_kwargs=True)
+            self._remove_hooks.callback(handle.remove)
+        handle = decoder.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._remove_hooks.callback(handle.remove)
+        for module, finding in findings.items():
+            LINKS[module] = Link(self, finding.source, finding.interleaved)
+        _ATTACHED[model] = _ATTACHED[decoder] = self
         self.is_active = True
 
     def detach(self) -> None:
         """Gives the model back as it was. Detaching twice is no error."""
+        if not self.is_active:
+            return
         self.is_active = False
-        self._undo.close()
+        self._remove_hooks.close()
+        for module in [module for module, link in LINKS.items() if link.attachment is self]:
+            del LINKS[module]
+        for module in [module for module, attachment in _ATTACHED.items() if attachment is self]:
+            del _ATTACHED[module]
+        decoder = self._decoder()
+        if decoder is not None:
+            _choose_attention(decoder, self._previous)
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +107,7 @@ class Attachment:
                 "this cache was opened while its model was attached, and holds keys without positions: use "
                 "it inside `with stratakv.attach(model):`, or open another one for the model as it is"
             )
-        if self.current.cache is not cache:
+        if not self.current.is_of(cache):
             raise RuntimeError(
                 "this cache was opened for an attached model, and is used with another one: open one for each"
             )
@@ -131,8 +138,8 @@ class Attachment:
                 "stratakv.TieredCache.open(model, ...)"
             )
         raise ValueError(
-            f"the model is attached, and this {type(cache).__name__} was not made for that: its keys would have "
-            "no positions. Pass past_key_values=stratakv.TieredCache.open(model, ...), opened inside "
+            f"the model is attached, and this {type(cache).__name__} was not made for that: its keys would "
+            "have no positions. Pass past_key_values=stratakv.TieredCache.open(model, ...), opened inside "
             "`with stratakv.attach(model):` (with None as its path it lives in RAM), or use_cache=False, or "
             "detach the model"
         )
@@ -199,8 +206,8 @@ def check_positions(positions: Any, mask: Any, held: int) -> None:
     raise ValueError(
         f"position_ids {positions.tolist() if positions.numel() < 64 else shape} after {held} tokens: an "
         "attached model takes positions that go up by one from token to token in every row (after padding on "
-        "the left, where attention_mask says so). For packed sequences or positions of your own, use exact "
-        "mode: do not attach"
+        "the left, where attention_mask says so; without one, generate takes the pad token anywhere for "
+        "padding). For packed sequences or positions of your own, use exact mode: do not attach"
     )
 
 
@@ -223,17 +230,21 @@ def _refuse_attached(model: nn.Module, decoder: nn.Module) -> None:
 @contextlib.contextmanager
 def _our_attention(decoder: nn.Module) -> Iterator[None]:
     config: Any = decoder.config
-    set_attention: Any = decoder.set_attn_implementation
     previous = config._attn_implementation
-    set_attention(NAME)
-    if config._attn_implementation != NAME:
-        raise UnsupportedModelError(
-            f"{type(decoder).__name__} does not let its attention be chosen: {EXACT_MODE}"
-        )
+    _choose_attention(decoder, NAME)
     try:
+        if config._attn_implementation != NAME:
+            raise UnsupportedModelError(
+                f"{type(decoder).__name__} does not let its attention be chosen: {EXACT_MODE}"
+            )
         yield
     finally:
-        set_attention(previous)
+        _choose_attention(decoder, previous)
+
+
+def _choose_attention(decoder: nn.Module, name: str) -> None:
+    set_attention: Any = decoder.set_attn_implementation
+    set_attention(name)
 
 
 def _rotary_of_pages(decoder: nn.Module, findings: dict[nn.Module, Finding]) -> Rotary | None:
@@ -247,7 +258,7 @@ def _rotary_of_pages(decoder: nn.Module, findings: dict[nn.Module, Finding]) -> 
             rotaries.add(None if source is None else Rotary(source.inv_freq, finding.interleaved))
     if len(rotaries) > 1:
         raise UnsupportedModelError(
-            f"{type(decoder).__name__}: its full-attention layers have different positions (some have none, or "
-            f"other frequencies), and pages of a cache have one kind: {EXACT_MODE}"
+            f"{type(decoder).__name__}: its full-attention layers have different positions (some have none, "
+            f"or other frequencies), and pages of a cache have one kind: {EXACT_MODE}"
         )
     return rotaries.pop() if rotaries else None
