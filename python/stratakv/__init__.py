@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stratakv import fp8 as fp8
     from stratakv._native import __version__ as __version__
+    from stratakv.cache.selection import Selection as Selection
     from stratakv.cache.store import Store as Store
     from stratakv.errors import StrataError as StrataError
     from stratakv.hf import TieredCache as TieredCache
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "TieredCache": "stratakv.hf",
     "attach": "stratakv.hf",
+    "Selection": "stratakv.cache.selection",
     "Store": "stratakv.cache.store",
     "StrataError": "stratakv.errors",
     "__version__": "stratakv._native",
@@ -32,7 +34,7 @@ _HOMES = {
 # Sub-packages that are names of their own, as in `stratakv.fp8.convert(model)`.
 _PACKAGES = frozenset({"fp8"})
 
-__all__ = ["Store", "StrataError", "TieredCache", "__version__", "attach", "fp8"]
+__all__ = ["Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8"]
 
 
 def __getattr__(name: str) -> Any:

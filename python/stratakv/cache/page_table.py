@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stratakv import _native
 from stratakv.cache.rotary import Rotary
+from stratakv.cache.selection import Selection
 from stratakv.cache.store import Store
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,6 +89,7 @@ class PageTable:
         self.reads_disk = store.settings.directory is not None
         self.geometry: list[LayerGeometry | None] = [None] * num_slots
         self.epoch = 0
+        self.selection: Selection | None = None
 
     @property
     def native(self) -> _native.KvCache:
@@ -142,9 +144,33 @@ class PageTable:
             raise ValueError(f"layer slot {slot} holds no keys and values yet")
         return Snapshot(self, slot, geometry, device)
 
+    def select(self, selection: Selection | None, trained_tokens: int) -> None:
+        """From now on reads what the selection says of long contexts; None reads everything.
+
+        Raises:
+            ValueError: a table without a rotary, or pages that are not whole blocks.
+        """
+        self.selection = selection
+        if selection is None:
+            self.native.select_all()
+        else:
+            self.native.select(**selection.native(trained_tokens))
+
+    def selected(self) -> tuple[float, float] | None:
+        """Tokens that the last step read per head, and the estimated share of the mass that it did not.
+
+        Both averaged over the slots; None where the step read everything.
+        """
+        slots = [self.native.selected(slot) for slot in range(self.num_slots)]
+        known = [slot for slot in slots if slot is not None]
+        if not known:
+            return None
+        tokens, unread = zip(*known, strict=True)
+        return sum(tokens) / len(known), sum(unread) / len(known)
+
     def prefetch(self, slot: int) -> None:
         """Starts reading what the slot's next use misses in RAM."""
-        if self.reads_disk:
+        if self.reads_disk and self.selection is None:
             self.native.prefetch(slot % self.num_slots)
 
     def crop(self, length: int) -> None:
@@ -174,6 +200,7 @@ class PageTable:
         twin.reads_disk = self.reads_disk
         twin.geometry = list(self.geometry)
         twin.epoch = 0
+        twin.selection = self.selection
         return twin
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ class Attachment:
     Attributes:
         rotary: what positions the paged layers have; None where they have none.
         settings: what tells its caches' stored keys from others.
+        trained_tokens: tokens that the model was trained on at once; 0 where its config does not say.
         current: the forward pass under way.
     """
 
@@ -51,6 +52,7 @@ class Attachment:
         self.rotary = _rotary_of_pages(decoder, findings)
         self.settings = {"key_rotation": "page"}
         self.settings |= {"rotary_pairs": "none"} if self.rotary is None else self.rotary.settings()
+        self.trained_tokens = int(getattr(decoder.config, "max_position_embeddings", None) or 0)
         # From here on nothing can fail. What undoes it holds no reference that keeps the model alive.
         config: Any = decoder.config
         self._previous: str = config._attn_implementation

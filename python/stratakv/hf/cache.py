@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from stratakv.cache.page_table import PageTable
+from stratakv.cache.selection import Selection
 from stratakv.cache.store import Store
 from stratakv.errors import AlreadyCoveredError, PagesLostError, PagesLostWarning
 from stratakv.hf import session_state, tokens
@@ -31,6 +32,7 @@ from stratakv.hf.fingerprint import model_settings
 from stratakv.hf.layers import TieredLayer
 
 DEFAULT_PAGE_TOKENS = 64
+NO_TRAINED_WINDOW = 1 << 40  # of a model whose config names none: positions are always true
 
 
 class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped
@@ -93,6 +95,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         policy: str = "auto",
         free_floor: int | str | None = None,
         read_only: bool = False,
+        budget: int | Selection | None = None,
     ) -> Self:
         """A cache that knows its model: it can be saved, and shares pages with other sessions.
 
@@ -116,6 +119,9 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             free_floor: bytes that stay free on the file system.
             read_only: go on with a session while another process writes the directory. New tokens
                 then live in RAM only, and nothing can be saved.
+
+            budget: tokens that a step of decoding reads per head of a long context, or a `Selection` that
+                says more; None reads everything. Only for a model that is attached.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -153,6 +159,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 config, store, page_tokens, binding=bind(model), settings=settings, attachment=attachment
             )
             self.name = name
+            self.select(budget)
             if saved is not None:
                 self._resume(saved)
         except BaseException:
@@ -329,6 +336,25 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             length = self._table.native.match_prefix(ids[:-1])
         return length
 
+    def select(self, budget: int | Selection | None) -> None:
+        """From now on a step of decoding reads so much of a long context; None reads everything.
+
+        Args:
+            budget: tokens per head, or a `Selection`.
+
+        Raises:
+            ValueError: a budget out of range, or a cache that was not opened for an attached model.
+        """
+        selection = Selection.of(budget)
+        if selection is not None and self.attachment is None:
+            raise ValueError(
+                "budget= selects tokens by scores of keys without positions: open the cache inside "
+                "`with stratakv.attach(model):`, or leave the budget out for exact decoding"
+            )
+        if self._table.num_slots:
+            trained_tokens = self.attachment.trained_tokens if self.attachment is not None else 0
+            self._table.select(selection, trained_tokens or NO_TRAINED_WINDOW)
+
     def save(self, name: str | None = None) -> None:
         """Makes the present state a session of the store, durably.
 
@@ -400,8 +426,17 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 "paged_layers": self._table.num_slots,
                 "other_layers": len(self._other_layers()),
                 "page_tokens": self._table.page_tokens,
+                **self._selected(),
             }
         }
+
+    def _selected(self) -> dict[str, Any]:
+        """What the last step read of a long context, where it selected."""
+        selection = self._table.selection
+        if selection is None or not self._table.is_open:
+            return {}
+        tokens, unread = self._table.selected() or (None, None)
+        return {"budget": selection.budget, "read_tokens": tokens, "unread_share": unread}
 
     def close(self) -> None:
         """Lets go of pages, hook and store, without saving. Closing twice is no error."""

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes, PyDict};
-use stratakv_core::cache::{self, CacheConfig, Mask};
+use stratakv_core::cache::{self, CacheConfig, Mask, Selection};
 use stratakv_core::rotary::Rotary;
+use stratakv_core::score::{Budget, Guard};
 use stratakv_core::sync::Mutex;
 use stratakv_core::{Error, Result};
 
@@ -166,6 +167,32 @@ impl KvCache {
         let mut keys = Tensor::destination("keys", keys)?;
         let mut values = Tensor::destination("values", values)?;
         self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, rotated))
+    }
+
+    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, dense_below, trained_tokens))]
+    fn select(
+        &self,
+        py: Python<'_>,
+        blocks: usize,
+        sinks: usize,
+        window: usize,
+        unread: f32,
+        growth: f32,
+        dense_below: usize,
+        trained_tokens: usize,
+    ) -> PyResult<()> {
+        let guard = Guard { unread, growth };
+        let budget = Budget { blocks, sinks, window, critical: 1.0, guard };
+        self.with(py, |cache| cache.select(Some(Selection { budget, dense_below, trained_tokens })))
+    }
+
+    fn select_all(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |cache| cache.select(None))
+    }
+
+    fn selected(&self, py: Python<'_>, layer: usize) -> PyResult<Option<(f32, f32)>> {
+        let selected = self.with(py, |cache| cache.selected(layer))?;
+        Ok(selected.map(|selected| (selected.tokens, selected.unread)))
     }
 
     fn prefetch(&self, py: Python<'_>, layer: usize) -> PyResult<()> {

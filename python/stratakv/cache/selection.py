@@ -1,0 +1,75 @@
+"""What a step of decoding reads of a long context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BLOCK_TOKENS = 16
+"""Tokens of a block, the unit of selection (the engine's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How much a step reads per KV head, in tokens; rounded up to blocks of 16.
+
+    Attributes:
+        budget: tokens that a step reads, sinks and window included.
+        sinks: the first tokens, always read.
+        window: the last tokens, always read.
+        dense_below: contexts of up to so many tokens are read whole; None is twice the budget.
+        unread: share of the attention mass, estimated from the summaries, above which a step
+            reads more than the budget; 1 never does.
+        growth: how many budgets such a step may read, at most.
+
+    Raises:
+        ValueError: a number out of range; the message says what is accepted.
+    """
+
+    budget: int = 2048
+    sinks: int = 16
+    window: int = 128
+    dense_below: int | None = None
+    unread: float = 0.1
+    growth: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "sinks", "window", "dense_below"):
+            value = getattr(self, name)
+            if value is None and name == "dense_below":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name}={value!r}: accepted are whole numbers of tokens from 0 on")
+        least = BLOCK_TOKENS * (_blocks(self.sinks) + _blocks(self.window) + 1)
+        if self.budget < least:
+            raise ValueError(
+                f"budget={self.budget}: {self.sinks} sinks and a window of {self.window} tokens need at least "
+                f"{least}"
+            )
+        if not 0.0 <= self.unread <= 1.0:
+            raise ValueError(f"unread={self.unread!r}: accepted are shares from 0 to 1")
+        if not 1.0 <= self.growth <= 1024.0:
+            raise ValueError(f"growth={self.growth!r}: accepted are factors from 1 to 1024")
+
+    @classmethod
+    def of(cls, budget: int | Selection | None) -> Selection | None:
+        """A selection from what `budget=` takes: tokens, a selection, or None for everything."""
+        if budget is None or isinstance(budget, Selection):
+            return budget
+        return cls(budget=budget)
+
+    def native(self, trained_tokens: int) -> dict[str, int | float]:
+        """The engine's arguments; contexts past `trained_tokens` are numbered by what is read."""
+        dense_below = 2 * self.budget if self.dense_below is None else self.dense_below
+        return {
+            "blocks": _blocks(self.budget),
+            "sinks": _blocks(self.sinks),
+            "window": _blocks(self.window),
+            "unread": self.unread,
+            "growth": self.growth,
+            "dense_below": dense_below,
+            "trained_tokens": trained_tokens,
+        }
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)
