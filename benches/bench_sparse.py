@@ -1,0 +1,298 @@
+"""Decoding that reads a part of a long context: how far from dense, and how fast.
+
+Set-up of the distances: prose (a handbook) and code (Python's own library), prefilled densely; then
+every token is decoded with the selection, question and answer alike, teacher-forced, and its
+next-token distribution is compared with the one that the same cache gives when it reads everything.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benches.bench_decode import load
+from benches.harness import Result, figure
+from benches.texts import prose_ids, token_ids
+
+CHUNK = 512
+POSITIONS = 48
+STEPS = 6
+ROUNDS = 5
+BUDGET = 1024
+
+
+@torch.inference_mode()
+def prefill(model: Any, cache: Any, ids: list[int]) -> None:
+    for start in range(0, len(ids), CHUNK):
+        piece = torch.tensor([ids[start : start + CHUNK]])
+        model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+@torch.inference_mode()
+def log_probabilities(model: Any, cache: Any, ids: list[int]) -> torch.Tensor:
+    """(N, V) of every next token, one decoding step per id."""
+    rows = []
+    for token in ids:
+        result = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        rows.append(result.logits[0, -1].float().log_softmax(-1))
+    return torch.stack(rows)
+
+
+@functools.cache
+def distances(context: int) -> dict[int, list[float]]:
+    """For each budget, the mean KL divergence from dense on prose and on code."""
+    import stratakv
+
+    loaded = load("float32")
+    model = loaded.model
+    found: dict[int, list[float]] = {512: [], 1024: []}
+    for ids in (prose_ids, token_ids):
+        tokens = ids(loaded.tokenizer, context + POSITIONS)
+        with stratakv.attach(model):
+            cache = stratakv.TieredCache.open(model, None, ram="3GiB")
+            prefill(model, cache, tokens[:context])
+            dense = log_probabilities(model, cache.fork(), tokens[context:])
+            for budget, values in found.items():
+                sparse = cache.fork()
+                sparse.select(stratakv.Selection(budget=budget, dense_below=0, unread=1.0))
+                theirs = log_probabilities(model, sparse, tokens[context:])
+                values.append(float((dense.exp() * (dense - theirs)).sum(-1).mean()))
+    return found
+
+
+def distance(context: int, budget: int) -> Result:
+    samples = distances(context)[budget]
+    details = {"prose": samples[0], "code": samples[1], "positions": POSITIONS, "context": context}
+    return Result([statistics.mean(samples)], details)
+
+
+PEER = "the same cache reading everything; Quest's is 0.018 at 1024 and 0.048 to 0.061 at 512 (docs/selection.md)"
+
+
+@figure(
+    "kl_4k_b512",
+    "mean KL divergence from dense at 4K context, budget 512",
+    unit="nats",
+    target=0.022,
+    at_most=True,
+    peer=PEER,
+    limit="0.012: blocks chosen by an oracle",
+)
+def kl_4k_b512() -> Result:
+    return distance(4096, 512)
+
+
+@figure(
+    "kl_4k_b1024",
+    "mean KL divergence from dense at 4K context, budget 1024",
+    unit="nats",
+    target=0.010,
+    at_most=True,
+    peer=PEER,
+    limit="0.003: blocks chosen by an oracle",
+)
+def kl_4k_b1024() -> Result:
+    return distance(4096, 1024)
+
+
+NEEDLE = "The special magic number for {city} is {number}."
+CITIES = ("Paris", "Cairo", "Lima", "Oslo", "Kyoto")
+
+
+def needle_prompt(loaded: Any, context: int, index: int) -> tuple[list[int], list[int], str]:
+    """Ids of a text with a needle, of the question, and the answer."""
+    city, number = CITIES[index], str(10000 + 7919 * (index + 1) % 90000)
+    room = context - 120
+    filler = token_ids(loaded.tokenizer, room)
+    at = int(room * (0.1 + 0.2 * index))
+    before, after = loaded.tokenizer.decode(filler[:at]), loaded.tokenizer.decode(filler[at:])
+    text = f"{before} {NEEDLE.format(city=city, number=number)} {after}"
+    question = f"\n\nWhat is the special magic number for {city}?"
+    messages = [{"role": "user", "content": text + question}]
+    prompt = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    head, tail = prompt.rsplit("\n\nWhat is", 1)
+    encode = functools.partial(loaded.tokenizer.encode, add_special_tokens=False)
+    return encode(head), encode("\n\nWhat is" + tail), number
+
+
+@torch.inference_mode()
+def answer(loaded: Any, cache: Any, question: list[int]) -> str:
+    tokens: list[int] = []
+    piece = question
+    for _ in range(12):
+        result = loaded.model(input_ids=torch.tensor([piece]), past_key_values=cache, use_cache=True)
+        piece = [int(result.logits[0, -1].argmax())]
+        tokens += piece
+    return str(loaded.tokenizer.decode(tokens))
+
+
+@figure(
+    "needle_8k_b512_minus_dense",
+    "needles found at 2K, 4K and 8K, five depths, budget 512, less those that dense attention finds",
+    unit="of 15",
+    target=0,
+    peer="the same cache reading everything",
+    limit="0: as many as dense attention finds",
+)
+def needle_8k_b512_minus_dense() -> Result:
+    import stratakv
+
+    loaded = load("float32")
+    found = {"dense": 0, "sparse": 0}
+    for context in (2048, 4096, 7900):
+        for index in range(len(CITIES)):
+            text, question, number = needle_prompt(loaded, context, index)
+            assert len(question) <= 32, "the question is one step of selection"
+            with stratakv.attach(loaded.model):
+                cache = stratakv.TieredCache.open(loaded.model, None, ram="4GiB")
+                prefill(loaded.model, cache, text)
+                sparse = cache.fork()
+                sparse.select(stratakv.Selection(budget=512, dense_below=0, unread=1.0))
+                found["dense"] += number in answer(loaded, cache, question)
+                found["sparse"] += number in answer(loaded, sparse, question)
+                sparse.close()
+                cache.close()
+    return Result([found["sparse"] - found["dense"]], found)
+
+
+@torch.inference_mode()
+def step_seconds(model: Any, cache: Any) -> float:
+    """Seconds of one decoding step; the cache is cropped back."""
+    token = torch.tensor([[5]])
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+    seconds = (time.perf_counter() - start) / STEPS
+    cache.crop(-STEPS)
+    return seconds
+
+
+@functools.cache
+def real_keys(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of 4K tokens of prose, per layer, computed by the model once."""
+    import stratakv
+
+    loaded = load("float32")
+    with stratakv.attach(loaded.model):
+        cache = stratakv.TieredCache.open(loaded.model, None, ram="1GiB")
+        prefill(loaded.model, cache, token_ids(loaded.tokenizer, 4096))
+        parts = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+        cache.close()
+    return [(keys.to(dtype), values.to(dtype)) for keys, values in parts]
+
+
+def fill(cache: Any, context: int, dtype: torch.dtype) -> Any:
+    """The text again and again: what is timed does not depend on what it says."""
+    for index, (keys, values) in enumerate(real_keys(dtype)):
+        for _ in range(context // keys.shape[2]):
+            cache.update(keys, values, index)
+    return cache
+
+
+def decode_ratio(context: int, dtype: str) -> Result:
+    """Steps of `DynamicCache` and of a selecting cache, in turns."""
+    from transformers import DynamicCache
+
+    import stratakv
+
+    model = load(dtype).model
+    sparse = selecting(model, context)
+    dynamic = DynamicCache(config=model.config)
+    for index, (keys, values) in enumerate(real_keys(model.dtype)):
+        times = context // keys.shape[2]
+        dynamic.update(keys.repeat(1, 1, times, 1), values.repeat(1, 1, times, 1), index)
+    peers, ours = [], []
+    for _ in range(ROUNDS):
+        peers.append(step_seconds(model, dynamic))
+        with stratakv.attach(model):
+            step_seconds(model, sparse)
+            ours.append(step_seconds(model, sparse))
+    details = {
+        "dynamic_tokens_per_s": round(1 / statistics.median(peers), 3),
+        "sparse_tokens_per_s": round(1 / statistics.median(ours), 2),
+        "budget": BUDGET,
+        "dtype": dtype,
+        "context": context,
+    }
+    return Result([peer / own for peer, own in zip(peers, ours, strict=True)], details)
+
+
+def selecting(model: Any, context: int) -> Any:
+    """A filled cache that reads BUDGET tokens a step."""
+    import stratakv
+
+    with stratakv.attach(model):
+        cache = stratakv.TieredCache.open(model, None, ram="8GiB")
+        for index, (keys, values) in enumerate(real_keys(model.dtype)):
+            for _ in range(context // keys.shape[2]):
+                cache._table.append(index, keys, values)
+        cache.select(stratakv.Selection(budget=BUDGET, dense_below=0, unread=1.0))
+        step_seconds(model, cache)
+    return cache
+
+
+LIMIT = "one read of the weights, of the summaries and of the budget's keys and values"
+
+
+@figure(
+    "decode_32k_ratio",
+    "decoding at 32K context, budget 1024, bfloat16",
+    unit="times DynamicCache's tokens/s",
+    target=8,
+    peer="transformers DynamicCache, scaled_dot_product_attention",
+    limit=LIMIT,
+)
+def decode_32k_ratio() -> Result:
+    return decode_ratio(32 << 10, "bfloat16")
+
+
+@figure(
+    "decode_32k_ratio_f32",
+    "decoding at 32K context, budget 1024, float32",
+    unit="times DynamicCache's tokens/s",
+    target=8,
+    peer="transformers DynamicCache, scaled_dot_product_attention",
+    limit=LIMIT,
+)
+def decode_32k_ratio_f32() -> Result:
+    return decode_ratio(32 << 10, "float32")
+
+
+@figure(
+    "decode_128k_ratio",
+    "decoding at 128K context, budget 1024, bfloat16",
+    unit="times DynamicCache's tokens/s",
+    target=30,
+    peer="transformers DynamicCache, scaled_dot_product_attention",
+    limit=LIMIT,
+)
+def decode_128k_ratio() -> Result:
+    return decode_ratio(128 << 10, "bfloat16")
+
+
+@figure(
+    "decode_128k_over_8k_step",
+    "one step at 128K context over one at 8K, budget 1024, bfloat16",
+    unit="ratio",
+    target=1.3,
+    at_most=True,
+    peer="itself at 8K",
+    limit="1 and the read of the summaries, 3 % of the keys and values",
+)
+def decode_128k_over_8k_step() -> Result:
+    import stratakv
+
+    model = load("bfloat16").model
+    caches = {context: selecting(model, context) for context in (8 << 10, 128 << 10)}
+    times: dict[int, list[float]] = {context: [] for context in caches}
+    with stratakv.attach(model):
+        for _ in range(ROUNDS):
+            for context, cache in caches.items():
+                times[context].append(step_seconds(model, cache))
+    details = {f"ms_{context >> 10}k": round(1e3 * statistics.median(own), 1) for context, own in times.items()}
+    samples = [far / near for near, far in zip(times[8 << 10], times[128 << 10], strict=True)]
+    return Result(samples, details)
