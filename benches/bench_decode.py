@@ -25,10 +25,12 @@ def load(dtype: str) -> Any:
 @torch.inference_mode()
 def decode(model: Any, cache: Any, first: int) -> tuple[float, list[int]]:
     """Greedy decoding of STEPS tokens; seconds for one, and the tokens. The cache is cropped back."""
+    from stratakv.hf.compat import cache_kwargs
+
     token, tokens = first, []
     start = time.perf_counter()
     for _ in range(STEPS):
-        logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=torch.tensor([[token]]), **cache_kwargs(cache), use_cache=True).logits
         token = int(logits[0, -1].argmax())
         tokens.append(token)
     seconds = (time.perf_counter() - start) / STEPS
@@ -39,10 +41,12 @@ def decode(model: Any, cache: Any, first: int) -> tuple[float, list[int]]:
 @torch.inference_mode()
 def prefilled(model: Any, ids: list[int], caches: list[Any]) -> None:
     """Fills the first cache by the model and the others with its keys and values."""
+    from stratakv.hf.compat import cache_kwargs
+
     first, *others = caches
     for start in range(0, len(ids), 512):
         piece = torch.tensor([ids[start : start + 512]])
-        model(input_ids=piece, past_key_values=first, use_cache=True, logits_to_keep=1)
+        model(input_ids=piece, **cache_kwargs(first), use_cache=True, logits_to_keep=1)
     for other in others:
         for index, layer in enumerate(first.layers):
             other.update(layer.keys, layer.values, index)

@@ -17,6 +17,7 @@ import torch
 from benches.bench_decode import load
 from benches.harness import Result, figure
 from benches.texts import prose_ids, token_ids
+from stratakv.hf.compat import cache_kwargs
 
 CHUNK = 512
 POSITIONS = 48
@@ -29,7 +30,7 @@ BUDGET = 1024
 def prefill(model: Any, cache: Any, ids: list[int]) -> None:
     for start in range(0, len(ids), CHUNK):
         piece = torch.tensor([ids[start : start + CHUNK]])
-        model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=piece, **cache_kwargs(cache), use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()
@@ -37,7 +38,7 @@ def log_probabilities(model: Any, cache: Any, ids: list[int]) -> torch.Tensor:
     """(N, V) of every next token, one decoding step per id."""
     rows = []
     for token in ids:
-        result = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        result = model(input_ids=torch.tensor([[token]]), **cache_kwargs(cache), use_cache=True)
         rows.append(result.logits[0, -1].float().log_softmax(-1))
     return torch.stack(rows)
 
@@ -124,7 +125,7 @@ def answer(loaded: Any, cache: Any, question: list[int]) -> str:
     tokens: list[int] = []
     piece = question
     for _ in range(12):
-        result = loaded.model(input_ids=torch.tensor([piece]), past_key_values=cache, use_cache=True)
+        result = loaded.model(input_ids=torch.tensor([piece]), **cache_kwargs(cache), use_cache=True)
         piece = [int(result.logits[0, -1].argmax())]
         tokens += piece
     return str(loaded.tokenizer.decode(tokens))
@@ -165,7 +166,7 @@ def step_seconds(model: Any, cache: Any) -> float:
     token = torch.tensor([[5]])
     start = time.perf_counter()
     for _ in range(STEPS):
-        model(input_ids=token, past_key_values=cache, use_cache=True)
+        model(input_ids=token, **cache_kwargs(cache), use_cache=True)
     seconds = (time.perf_counter() - start) / STEPS
     cache.crop(-STEPS)
     return seconds

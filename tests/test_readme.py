@@ -35,9 +35,12 @@ def tiny_llama():
 def test_the_first_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, inputs = tiny_llama()
-    exec(compile(SNIPPET, "README.md", "exec"), {"model": model, "inputs": inputs})
     import stratakv
+    from stratakv.hf.compat import CACHE_ARGUMENT
 
+    # Releases before 5.24 are given what the snippet's comment says.
+    code = SNIPPET.replace(" cache=cache)", f" {CACHE_ARGUMENT}=cache)")
+    exec(compile(code, "README.md", "exec"), {"model": model, "inputs": inputs})
     with stratakv.TieredCache.open(model, "sessions/", name="my-repo") as cache:
         assert cache.get_seq_length() > 100
 

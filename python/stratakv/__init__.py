@@ -2,7 +2,7 @@
 
     import stratakv
     cache = stratakv.TieredCache(model.config, ram="4GiB", disk="sessions/")
-    model.generate(**inputs, past_key_values=cache)
+    model.generate(**inputs, cache=cache)  # before transformers 5.24: past_key_values=cache
 
 Importing this module imports neither torch nor transformers; each public name brings what
 it needs when it is first used.

@@ -42,14 +42,15 @@ def test_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
     from transformers import DynamicCache
 
     from stratakv import TieredCache
+    from stratakv.hf.compat import cache_kwargs
 
     model, tokenizer = loaded
     ids = _prompt(tokenizer, 2300)
     options = {"max_new_tokens": 64, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     plain = DynamicCache(config=model.config)
-    expected = model.generate(ids, past_key_values=plain, **options)
+    expected = model.generate(ids, **cache_kwargs(plain), **options)
     with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
-        actual = model.generate(ids, past_key_values=cache, prefill_chunk_size=512, **options)
+        actual = model.generate(ids, **cache_kwargs(cache), prefill_chunk_size=512, **options)
         assert torch.equal(actual, expected)
         stats = cache.stats()
         assert stats["ram"]["used_bytes"] <= 16 << 20
@@ -57,10 +58,10 @@ def test_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
         cache.save()
     longer = torch.cat([expected, _prompt(tokenizer, 40)], 1)
     options |= {"max_new_tokens": 8, "attention_mask": torch.ones_like(longer)}
-    expected = model.generate(longer, past_key_values=plain, **options)
+    expected = model.generate(longer, **cache_kwargs(plain), **options)
     with TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
         assert cache.get_seq_length() == 2300 + 64 - 2
-        assert torch.equal(model.generate(longer, past_key_values=cache, **options), expected)
+        assert torch.equal(model.generate(longer, **cache_kwargs(cache), **options), expected)
 
 
 def test_attached_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
@@ -73,18 +74,18 @@ def test_attached_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
     ids = _prompt(tokenizer, 1500)
     mask = torch.ones_like(ids)
     options = {"max_new_tokens": 48, "do_sample": False, "attention_mask": mask}
-    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+    expected = model.generate(ids, **cache_kwargs(DynamicCache(config=model.config)), **options)
     plain = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :-1], past_key_values=plain)
-        wanted = model(ids[:, -1:], past_key_values=plain).logits
+        model(ids[:, :-1], **cache_kwargs(plain))
+        wanted = model(ids[:, -1:], **cache_kwargs(plain)).logits
     with stratakv.attach(model):
         with stratakv.TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache:
-            actual = model.generate(ids, past_key_values=cache, prefill_chunk_size=512, **options)
+            actual = model.generate(ids, **cache_kwargs(cache), prefill_chunk_size=512, **options)
             assert torch.equal(actual, expected)
             assert cache.stats()["disk"]["read_bytes"] > 0
             cache.save()
         with stratakv.TieredCache.open(model, tmp_path, name="real", ram="16MiB") as cache, torch.no_grad():
             assert cache.match(ids) == 1499
-            logits = model(ids[:, -1:], past_key_values=cache).logits
+            logits = model(ids[:, -1:], **cache_kwargs(cache)).logits
     torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=2e-3)

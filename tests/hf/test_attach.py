@@ -17,6 +17,7 @@ import stratakv
 from stratakv import TieredCache
 from stratakv.errors import SettingsMismatchError
 from stratakv.hf import UnsupportedModelError
+from stratakv.hf.compat import cache_kwargs
 from tests.hf.test_contract import MODES, _run
 from tests.hf.tiny_models import RECURRENT, build, prompt
 
@@ -125,7 +126,7 @@ def test_a_session_resumes_in_another_process(name, tiers):
             held = cache.get_seq_length()
             assert held >= 37, held
             ids = __import__("torch").tensor([{expected[0, :39].tolist()}])
-            print(model.generate(ids, past_key_values=cache, max_new_tokens=15, do_sample=False)[0].tolist())
+            print(model.generate(ids, **cache_kwargs(cache), max_new_tokens=15, do_sample=False)[0].tolist())
     """
     run = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -143,11 +144,11 @@ def test_sixteen_bits(name, dtype, tiers):
     with torch.no_grad():
         wanted = exact(ids).logits[:, -1]
         plain = DynamicCache(config=model.config)
-        model(ids[:, :-1], past_key_values=plain)
-        expected = model(ids[:, -1:], past_key_values=plain).logits[:, -1]
+        model(ids[:, :-1], **cache_kwargs(plain))
+        expected = model(ids[:, -1:], **cache_kwargs(plain)).logits[:, -1]
         with stratakv.attach(model), TieredCache.open(model, **tiers) as cache:
-            model(ids[:, :-1], past_key_values=cache)
-            actual = model(ids[:, -1:], past_key_values=cache).logits[:, -1]
+            model(ids[:, :-1], **cache_kwargs(cache))
+            actual = model(ids[:, -1:], **cache_kwargs(cache)).logits[:, -1]
     error = (actual - wanted).norm() / wanted.norm()
     assert error <= 2 * (expected - wanted).norm() / wanted.norm() + 1e-3
 
@@ -254,33 +255,33 @@ def test_other_models_are_not_changed(tiers):
         )
         assert other.config._attn_implementation == "sdpa"
         with TieredCache.open(one, **tiers) as cache, pytest.raises(RuntimeError, match="with another one"):
-            other(prompt(5), past_key_values=cache)
+            other(prompt(5), **cache_kwargs(cache))
         wrong = pytest.raises(ValueError, match="another attached model")
         with stratakv.attach(other), TieredCache.open(one, None) as cache, wrong:
-            other(prompt(5), past_key_values=cache)
+            other(prompt(5), **cache_kwargs(cache))
 
 
 def test_caches_made_otherwise_are_refused_with_what_to_do(tiers):
     model = build("llama")
     with TieredCache.open(model, **tiers) as before:
-        model(prompt(6), past_key_values=before)
+        model(prompt(6), **cache_kwargs(before))
         with stratakv.attach(model):
             plain = [DynamicCache(config=model.config), TieredCache(model.config), before]
             for cache in plain:
                 with pytest.raises(ValueError, match=r"TieredCache\.open\(model"):
-                    model(prompt(3), past_key_values=cache)
+                    model(prompt(3), **cache_kwargs(cache))
             with pytest.raises(ValueError, match="have no positions"):
                 model.generate(prompt(3), max_new_tokens=2)
     with stratakv.attach(model):
         cache = TieredCache.open(model, None, page_tokens=4)
-        model(prompt(6), past_key_values=cache)
+        model(prompt(6), **cache_kwargs(cache))
     with pytest.raises(RuntimeError, match="inside `with stratakv.attach"):
-        model(prompt(3), past_key_values=cache)
+        model(prompt(3), **cache_kwargs(cache))
     with pytest.raises(RuntimeError, match="have no positions"):
         cache.layers[0].keys.clone()
     # Attached again, in the same way, the model goes on with it.
     with stratakv.attach(model):
-        model(prompt(3), past_key_values=cache)
+        model(prompt(3), **cache_kwargs(cache))
     assert cache.get_seq_length() == 9
     cache.close()
 
@@ -301,7 +302,7 @@ def test_sessions_of_the_other_kind_are_refused_by_name(tiers):
             TieredCache.open(model, tiers["path"], name="plain")
         with TieredCache.open(model, **tiers) as cache:
             assert cache.match(prompt(9)) == 8
-            model(prompt(9)[:, 8:], past_key_values=cache)
+            model(prompt(9)[:, 8:], **cache_kwargs(cache))
 
 
 @pytest.mark.parametrize(
@@ -317,11 +318,11 @@ def test_positions_that_pages_do_not_have_are_refused(positions, tiers):
     model = build("llama")
     with stratakv.attach(model), TieredCache.open(model, **tiers) as cache:
         with pytest.raises(ValueError, match=r"position_ids.*attached"):
-            model(prompt(5), position_ids=positions, past_key_values=cache)
+            model(prompt(5), position_ids=positions, **cache_kwargs(cache))
         assert cache.get_seq_length() == 0
-        model(prompt(5), past_key_values=cache)
+        model(prompt(5), **cache_kwargs(cache))
         with pytest.raises(ValueError, match="after 5 tokens"):
-            model(prompt(1), position_ids=torch.tensor([[9]]), past_key_values=cache)
+            model(prompt(1), position_ids=torch.tensor([[9]]), **cache_kwargs(cache))
 
 
 def test_padding_inside_a_row_is_refused(tiers):
@@ -330,7 +331,7 @@ def test_padding_inside_a_row_is_refused(tiers):
     refused = pytest.raises(ValueError, match="padding on the left")
     with stratakv.attach(model), TieredCache.open(model, **tiers) as cache, refused:
         positions = mask.cumsum(-1) - 1
-        model(prompt(5), attention_mask=mask, position_ids=positions, past_key_values=cache)
+        model(prompt(5), attention_mask=mask, position_ids=positions, **cache_kwargs(cache))
 
 
 def test_moving_the_model_and_wrapped_forwards_change_nothing(tiers):

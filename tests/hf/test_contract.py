@@ -10,6 +10,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from stratakv import TieredCache
 from stratakv.attention import PagedTensor
+from stratakv.hf.compat import cache_kwargs
 from tests.hf.tiny_models import DECODERS, ENCODER_DECODERS, RECURRENT, build, prompt
 
 pytestmark = pytest.mark.hf
@@ -40,7 +41,7 @@ def _run(model, inputs, cache, **mode):
         assistant = build("llama", seed=1)
         mode["assistant_model"] = assistant
     torch.manual_seed(7)
-    return model.generate(**inputs, past_key_values=cache, **mode)
+    return model.generate(**inputs, **cache_kwargs(cache), **mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -95,7 +96,7 @@ def test_deepcopy_forks(name, tiers):
     originals = [DynamicCache(config=model.config), TieredCache(model.config, **tiers)]
     with torch.no_grad():
         for cache in originals:
-            model(prefix, past_key_values=cache)
+            model(prefix, **cache_kwargs(cache))
     for seed in (1, 2):
         inputs = {"input_ids": torch.cat([prefix, prompt(4, seed=seed)], 1)}
         expected, actual = (_run(model, inputs, copy.deepcopy(cache)) for cache in originals)
@@ -145,11 +146,11 @@ def test_encoder_decoder_batch_operations(tiers):
         logits = []
         for cache in caches:
             with torch.no_grad():
-                model(ids, decoder_input_ids=decoder_ids, past_key_values=cache)
+                model(ids, decoder_input_ids=decoder_ids, **cache_kwargs(cache))
                 cache.batch_repeat_interleave(2)
                 cache.batch_select_indices(torch.tensor([3, 0]))
                 cache.crop(-2)
-                step = {"decoder_input_ids": decoder_ids[[1, 0]][:, :1], "past_key_values": cache}
+                step = {"decoder_input_ids": decoder_ids[[1, 0]][:, :1], **cache_kwargs(cache)}
                 logits.append(model(ids[[1, 0]], **step).logits)
         torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
@@ -177,8 +178,8 @@ def test_sixteen_bits(dtype, tiers):
 def test_first_pass_is_bit_identical(tiers):
     model = build("llama")
     with TieredCache(model.config, **tiers) as cache, torch.no_grad():
-        expected = model(prompt(40), past_key_values=DynamicCache(config=model.config)).logits
-        assert torch.equal(model(prompt(40), past_key_values=cache).logits, expected)
+        expected = model(prompt(40), **cache_kwargs(DynamicCache(config=model.config))).logits
+        assert torch.equal(model(prompt(40), **cache_kwargs(cache)).logits, expected)
 
 
 def test_chunk_with_small_past_is_bit_identical(tiers):
@@ -187,7 +188,7 @@ def test_chunk_with_small_past_is_bit_identical(tiers):
     with TieredCache(model.config, **tiers) as cache, torch.no_grad():
         plain = DynamicCache(config=model.config)
         for ids in prompt(120).split(60, dim=1):
-            expected, actual = (model(ids, past_key_values=c).logits for c in (plain, cache))
+            expected, actual = (model(ids, **cache_kwargs(c)).logits for c in (plain, cache))
         assert torch.equal(actual, expected)
 
 
@@ -209,7 +210,7 @@ def test_the_first_layer_may_be_linear(tiers):
         assert cache.is_linear == [True, False, True]
         assert cache.get_seq_length() == 0
         with torch.no_grad():
-            model(prompt(6), past_key_values=cache)
+            model(prompt(6), **cache_kwargs(cache))
         assert cache.get_seq_length() == 6
         assert cache.get_mask_sizes(2, 1) == (8, 0)
 
@@ -233,10 +234,10 @@ def test_crop_matches_dynamic_cache(remove, tiers):
         plain = DynamicCache(config=model.config)
         logits = []
         for each in (plain, cache):
-            model(prompt(19), past_key_values=each)
+            model(prompt(19), **cache_kwargs(each))
             each.crop(remove)
             if each.get_seq_length():
-                logits.append(model(prompt(3, seed=1), past_key_values=each).logits)
+                logits.append(model(prompt(3, seed=1), **cache_kwargs(each)).logits)
         assert cache.get_seq_length() == plain.get_seq_length()
         if logits:
             torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
@@ -253,7 +254,7 @@ def test_crop_refuses_what_the_contract_refuses(tiers):
 def test_full_window_refuses_to_step_back_before_pages_change(tiers):
     model = build("gemma3")
     with TieredCache(model.config, **tiers) as cache, torch.no_grad():
-        model(prompt(20), past_key_values=cache)
+        model(prompt(20), **cache_kwargs(cache))
         with pytest.raises(RuntimeError, match="activate_past_recording"):
             cache.crop(-1)
         assert cache.get_seq_length(1) == 20
@@ -262,7 +263,7 @@ def test_full_window_refuses_to_step_back_before_pages_change(tiers):
 def test_reset_starts_over_with_another_batch(tiers):
     model = build("llama")
     with TieredCache(model.config, **tiers) as cache, torch.no_grad():
-        model(prompt(9, rows=3), past_key_values=cache)
+        model(prompt(9, rows=3), **cache_kwargs(cache))
         cache.reset()
         assert cache.get_seq_length() == 0
         inputs = {"input_ids": prompt(11, rows=2)}
@@ -273,7 +274,7 @@ def test_reset_starts_over_with_another_batch(tiers):
 def test_select_by_bool_and_index(tiers):
     model = build("llama")
     with TieredCache(model.config, **tiers) as cache, torch.no_grad():
-        model(prompt(9, rows=3), past_key_values=cache)
+        model(prompt(9, rows=3), **cache_kwargs(cache))
         before = cache.layers[0].keys.clone()
         cache.batch_select_indices(torch.tensor([True, False, True]))
         assert torch.equal(cache.layers[0].keys.clone(), before[[0, 2]])
@@ -284,8 +285,8 @@ def test_select_by_bool_and_index(tiers):
 def test_backward_through_a_past_is_an_error_not_a_wrong_gradient(tiers):
     model = build("llama")
     with TieredCache(model.config, **tiers) as cache:
-        model(prompt(9), past_key_values=cache)
-        loss = model(prompt(2, seed=1), past_key_values=cache).logits.sum()
+        model(prompt(9), **cache_kwargs(cache))
+        loss = model(prompt(2, seed=1), **cache_kwargs(cache)).logits.sum()
         with pytest.raises(RuntimeError, match="pages hold no gradients"):
             loss.backward()
     model.zero_grad()

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 import stratakv
 from stratakv import Selection, TieredCache
+from stratakv.hf.compat import cache_kwargs
 from tests.hf.test_contract import MODES, _run
 from tests.hf.tiny_models import build, prompt
 
@@ -73,16 +74,16 @@ def test_changing_the_budget_of_a_live_cache():
     model = build("llama")
     ids = prompt(300)
     with stratakv.attach(model), open_cache(model, None) as cache, torch.inference_mode():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_kwargs(cache))
         assert "read_tokens" not in cache.stats()["cache"]
         cache.select(SMALL)
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **cache_kwargs(cache))
         assert cache.stats()["cache"]["read_tokens"] < 200
         fork = cache.fork()
         cache.select(None)
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **cache_kwargs(cache))
         assert "read_tokens" not in cache.stats()["cache"]
-        model(ids[:, :1], past_key_values=fork)
+        model(ids[:, :1], **cache_kwargs(fork))
         assert fork.stats()["cache"]["read_tokens"] < 200
         fork.close()
 
@@ -92,11 +93,11 @@ def test_short_contexts_are_read_whole():
     ids = prompt(300)
     budget = Selection(budget=176, sinks=16, window=32)  # dense up to 352 tokens
     with stratakv.attach(model), open_cache(model, budget) as cache, torch.inference_mode():
-        model(ids, past_key_values=cache)
-        model(ids[:, :1], past_key_values=cache)
+        model(ids, **cache_kwargs(cache))
+        model(ids[:, :1], **cache_kwargs(cache))
         assert cache.stats()["cache"]["read_tokens"] is None
-        model(ids[:, :60], past_key_values=cache)
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :60], **cache_kwargs(cache))
+        model(ids[:, :1], **cache_kwargs(cache))
         assert cache.stats()["cache"]["read_tokens"] < 200
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 
 from stratakv import TieredCache
 from stratakv.errors import AlreadyCoveredError, SettingsMismatchError
+from stratakv.hf.compat import CACHE_ARGUMENT, cache_kwargs
 from tests.hf.tiny_models import build, prompt
 
 pytestmark = pytest.mark.hf
@@ -26,7 +28,7 @@ def _generate(model, ids, cache=None, new=10, **more):
     # A generated 0 would be taken for padding; a mask is only given where one is needed.
     if bool((ids == 0).any()):
         more.setdefault("attention_mask", torch.ones_like(ids))
-    return model.generate(ids, past_key_values=cache, max_new_tokens=new, do_sample=False, **more)
+    return model.generate(ids, **cache_kwargs(cache), max_new_tokens=new, do_sample=False, **more)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral_sliding", "qwen3_next", "gpt2"])
@@ -58,6 +60,7 @@ def test_resume_in_a_new_process(tmp_path):
     code = f"""
         import torch
         from stratakv import TieredCache
+        from stratakv.hf.compat import cache_kwargs
         from tests.hf.tiny_models import build, prompt
         model = build("gemma3")
         ids = torch.tensor({first.tolist()})
@@ -66,7 +69,7 @@ def test_resume_in_a_new_process(tmp_path):
             ids = torch.cat([ids, prompt(5, seed=3)], 1)
             mask = torch.ones_like(ids)
             options = {{"attention_mask": mask, "max_new_tokens": 10, "do_sample": False}}
-            out = model.generate(ids, past_key_values=cache, **options)
+            out = model.generate(ids, **cache_kwargs(cache), **options)
             print(out[0].tolist())
     """
     run = subprocess.run(
@@ -83,7 +86,7 @@ def test_generate_with_exactly_the_saved_ids(tmp_path):
     expected = _generate(model, ids)
     with TieredCache.open(model, tmp_path, name="doc", **OPTIONS) as cache:
         with torch.no_grad():
-            model(ids, past_key_values=cache)
+            model(ids, **cache_kwargs(cache))
         cache.save()
     with TieredCache.open(model, tmp_path, name="doc", **OPTIONS) as cache:
         assert cache.get_seq_length() == 23
@@ -98,7 +101,7 @@ def test_live_cache_that_covers_all_ids_is_an_error(name, given, tmp_path):
     ids = prompt(24)
     with TieredCache.open(model, tmp_path, **OPTIONS) as cache:
         with torch.no_grad():
-            model(ids, past_key_values=cache)
+            model(ids, **cache_kwargs(cache))
         with pytest.raises((AlreadyCoveredError, ValueError), match=r"already holds|cache"):
             _generate(model, ids[:, :given], cache)
         assert cache.get_seq_length() == 24
@@ -109,7 +112,7 @@ def test_chunked_prefill_that_covers_all_ids_is_an_error(tmp_path):
     ids = prompt(24)
     with TieredCache.open(model, tmp_path, **OPTIONS) as cache:
         with torch.no_grad():
-            model(ids, past_key_values=cache)
+            model(ids, **cache_kwargs(cache))
         with pytest.raises(AlreadyCoveredError):
             _generate(model, ids, cache, prefill_chunk_size=6)
         assert cache.get_seq_length() == 24
@@ -121,7 +124,7 @@ def test_repeating_text_is_no_trap(tmp_path):
     ids = prompt(6)
     with TieredCache.open(model, tmp_path, **OPTIONS) as cache, torch.no_grad():
         for past in (0, 6, 12):
-            model(ids, past_key_values=cache, attention_mask=torch.ones(1, past + 6))
+            model(ids, **cache_kwargs(cache), attention_mask=torch.ones(1, past + 6))
         assert cache.token_ids == ids[0].tolist() * 3
 
 
@@ -206,8 +209,8 @@ def test_another_padding_of_held_tokens_is_no_prefix(tmp_path):
         with TieredCache.open(model, tmp_path, **OPTIONS) as cache, torch.no_grad():
             plain = DynamicCache(config=model.config)
             for each in (plain, cache):
-                model(ids, past_key_values=each)
-                model(more, past_key_values=each, attention_mask=mask)
+                model(ids, **cache_kwargs(each))
+                model(more, **cache_kwargs(each), attention_mask=mask)
             for mine, theirs in zip(cache.layers, plain.layers, strict=True):
                 torch.testing.assert_close(mine.values.clone(), theirs.values, rtol=1e-4, atol=1e-5)
             cache.save("one")
@@ -220,7 +223,7 @@ def test_forks_are_independent(tmp_path):
     expected = [_generate(model, branch) for branch in branches]
     with TieredCache.open(model, tmp_path, name="trunk", **OPTIONS) as cache:
         with torch.no_grad():
-            model(base, past_key_values=cache)
+            model(base, **cache_kwargs(cache))
         with cache.fork("one") as one, cache.fork("two") as two:
             for fork, branch, tokens in zip((one, two), branches, expected, strict=True):
                 assert torch.equal(_generate(model, branch, fork), tokens)
@@ -266,7 +269,7 @@ def test_what_cannot_be_saved_says_why(tmp_path):
         with pytest.raises(ValueError, match="TieredCache.open"):
             cache.save("x")
         with torch.no_grad():
-            model(prompt(5), past_key_values=cache)
+            model(prompt(5), **cache_kwargs(cache))
         with pytest.raises(ValueError, match="TieredCache.open"):
             cache.match(prompt(5))
     with TieredCache.open(model, None, page_tokens=4) as cache, pytest.raises(ValueError, match="RAM only"):
@@ -276,8 +279,8 @@ def test_what_cannot_be_saved_says_why(tmp_path):
             cache.save()
         embeddings = model.get_input_embeddings()(prompt(6))
         with torch.no_grad():
-            model(inputs_embeds=embeddings, past_key_values=cache)
-            model(prompt(3), past_key_values=cache)
+            model(inputs_embeds=embeddings, **cache_kwargs(cache))
+            model(prompt(3), **cache_kwargs(cache))
         assert cache.token_ids is None
         with pytest.raises(ValueError, match="embeddings"):
             cache.save("x")
@@ -308,6 +311,21 @@ def test_things_that_are_no_model_or_config(tmp_path):
         TieredCache.open(build("llama"), None, name="x")
 
 
+@pytest.mark.parametrize("name", ["past_key_values", "cache", None])
+def test_ids_are_noted_however_the_cache_is_passed(name, tmp_path):
+    """By its new name, by the old one while transformers takes it, and by its place."""
+    if name == "cache" != CACHE_ARGUMENT:
+        pytest.skip("transformers calls it cache from 5.24 on")
+    model, ids = build("llama"), prompt(9)
+    with TieredCache.open(model, tmp_path, **OPTIONS) as cache, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
+        if name is None:
+            model(ids, None, None, cache)
+        else:
+            model(ids, **{name: cache})
+        assert cache.token_ids == ids[0].tolist()
+
+
 def test_hook_goes_with_the_last_cache(tmp_path):
     model = build("llama")
     before = len(model._forward_pre_hooks)
@@ -326,7 +344,7 @@ def test_closed_cache_says_so(tmp_path):
     cache = TieredCache.open(model, tmp_path, **OPTIONS)
     cache.close()
     with pytest.raises(ValueError, match="closed"):
-        model(prompt(3), past_key_values=cache)
+        model(prompt(3), **cache_kwargs(cache))
 
 
 def test_interrupted_pass_is_mended(tmp_path):
@@ -336,16 +354,16 @@ def test_interrupted_pass_is_mended(tmp_path):
     expected = _generate(model, ids)
     with TieredCache.open(model, tmp_path, **OPTIONS) as cache:
         with torch.no_grad():
-            model(ids[:, :9], past_key_values=cache)
+            model(ids[:, :9], **cache_kwargs(cache))
         update, calls = cache.layers[1].update, []
 
-        def dies(*args):
+        def dies(*args, **kwargs):
             calls.append(1)
             raise KeyboardInterrupt
 
         cache.layers[1].update = dies
         with pytest.raises(KeyboardInterrupt):
-            model(prompt(5, seed=8), past_key_values=cache)
+            model(prompt(5, seed=8), **cache_kwargs(cache))
         cache.layers[1].update = update
         assert calls
         assert cache.match(ids) == 9

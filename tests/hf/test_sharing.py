@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from stratakv import TieredCache
 from stratakv.errors import LockedError, PagesLostWarning
+from stratakv.hf.compat import cache_kwargs
 from tests.hf.tiny_models import build, prompt
 
 pytestmark = pytest.mark.hf
@@ -25,10 +26,11 @@ NEW = {"max_new_tokens": 10, "do_sample": False}
 def test_a_reader_goes_on_with_a_session_beside_its_writer(tmp_path):
     model = build("llama")
     ids = prompt(40)
-    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **NEW)
+    expected = model.generate(ids, **cache_kwargs(DynamicCache(config=model.config)), **NEW)
     code = f"""
         from stratakv import TieredCache
         from stratakv.errors import LockedError, StrataError
+        from stratakv.hf.compat import cache_kwargs
         from tests.hf.tiny_models import build, prompt
         model = build("llama")
         try:
@@ -39,7 +41,7 @@ def test_a_reader_goes_on_with_a_session_beside_its_writer(tmp_path):
             raise AssertionError("two writers")
         with TieredCache.open(model, {str(tmp_path)!r}, name="doc", ram="1MiB", read_only=True) as cache:
             assert cache.get_seq_length() == 39
-            out = model.generate(prompt(40), past_key_values=cache, max_new_tokens=10, do_sample=False)
+            out = model.generate(prompt(40), **cache_kwargs(cache), max_new_tokens=10, do_sample=False)
             try:
                 cache.save()
             except StrataError as error:
@@ -50,7 +52,7 @@ def test_a_reader_goes_on_with_a_session_beside_its_writer(tmp_path):
     """
     with TieredCache.open(model, tmp_path, name="doc", **OPTIONS) as writer:
         with torch.no_grad():
-            model(ids, past_key_values=writer)
+            model(ids, **cache_kwargs(writer))
         writer.save()
         run = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)],
@@ -67,22 +69,22 @@ def test_a_reader_goes_on_with_a_session_beside_its_writer(tmp_path):
 def test_a_session_that_lost_pages_says_so_and_computes_them_again(tmp_path):
     model = build("llama")
     ids = prompt(200)
-    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **NEW)
+    expected = model.generate(ids, **cache_kwargs(DynamicCache(config=model.config)), **NEW)
     with TieredCache.open(model, tmp_path, name="doc", **OPTIONS) as cache:
         with torch.no_grad():
-            model(ids, past_key_values=cache)
+            model(ids, **cache_kwargs(cache))
         cache.save()
     damaged = rot_a_page(tmp_path)
     with TieredCache.open(model, tmp_path, name="doc", **OPTIONS) as cache:
         if cache.get_seq_length() == 199:
             # Nobody has read the page yet: the first to need it is told, and gets no numbers.
             with pytest.raises(LookupError, match="lost"):
-                model.generate(ids, past_key_values=cache, **NEW)
+                model.generate(ids, **cache_kwargs(cache), **NEW)
     with pytest.warns(PagesLostWarning, match="of 200 tokens are left"):
         cache = resumed_after(model, tmp_path, damaged)
     with cache:
         cache.match(ids)
-        assert torch.equal(model.generate(ids, past_key_values=cache, **NEW), expected)
+        assert torch.equal(model.generate(ids, **cache_kwargs(cache), **NEW), expected)
 
 
 def rot_a_page(directory: Path) -> Path:

@@ -159,12 +159,14 @@ class Driver:
     @torch.inference_mode()
     def step(self, ids: Sequence[int]) -> torch.Tensor:
         """One forward pass over `ids` (T); the logits (V,) of the last."""
+        from stratakv.hf.library import cache_kwargs
+
         model = self.loaded.model
         input_ids_BT = torch.tensor([list(ids)], device=model.device)
-        options: dict[str, Any] = {}
+        options = cache_kwargs(self.cache)
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
             options["logits_to_keep"] = 1  # only the last position's: T x V floats are not small
-        result = model(input_ids=input_ids_BT, past_key_values=self.cache, use_cache=True, **options)
+        result = model(input_ids=input_ids_BT, use_cache=True, **options)
         logits_V: torch.Tensor = result.logits[0, -1]
         return logits_V
 

@@ -2,7 +2,7 @@
 
     with stratakv.attach(model):
         cache = stratakv.TieredCache.open(model, "sessions/", name="my-repo")
-        model.generate(**inputs, past_key_values=cache)
+        model.generate(**inputs, cache=cache)
 
 While a model is attached its rotary modules give the identity, and positions are applied when
 pages are read. Everything is per instance and is undone by `detach`; what is registered in
@@ -22,7 +22,7 @@ from transformers import Cache
 
 from stratakv.cache.rotary import Rotary
 from stratakv.hf.attention import LINKS, NAME, Link, UnsupportedModelError
-from stratakv.hf.compat import check_version, is_full_attention, layer_plan
+from stratakv.hf.compat import CACHE_ARGUMENT, check_version, is_full_attention, layer_plan
 from stratakv.hf.probe import EXACT_MODE, Finding, probe
 from stratakv.hf.rotary_modules import Pass, hook, rotary_modules
 
@@ -140,8 +140,8 @@ class Attachment:
                 "stratakv.TieredCache.open(model, ...)"
             )
         raise ValueError(
-            f"the model is attached, and this {type(cache).__name__} was not made for that: its keys would "
-            "have no positions. Pass past_key_values=stratakv.TieredCache.open(model, ...), opened inside "
+            f"the model is attached, and this {type(cache).__name__} was not made for that: its keys would have "
+            f"no positions. Pass {CACHE_ARGUMENT}=stratakv.TieredCache.open(model, ...), opened inside "
             "`with stratakv.attach(model):` (with None as its path it lives in RAM), or use_cache=False, or "
             "detach the model"
         )
@@ -152,7 +152,7 @@ def attach(model: nn.Module) -> Attachment:
 
         with stratakv.attach(model):
             cache = stratakv.TieredCache.open(model, "sessions/", name="my-repo")
-            model.generate(**inputs, past_key_values=cache)
+            model.generate(**inputs, cache=cache)
 
     or `handle = stratakv.attach(model)` and later `handle.detach()`. The model computes what it did
     before, up to rounding. That is tested here on six tokens, at the cost of three short forward

@@ -64,9 +64,11 @@ class ModelBinding:
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = dict(zip(self._names, args, strict=False)) | kwargs
-        cache: Any = arguments.get("past_key_values")
-        if getattr(cache, "binding", None) is self:
-            cache.before_forward(arguments)
+        # Found by what it is: its name is another one in each family of releases and models.
+        for cache in arguments.values():
+            if getattr(cache, "binding", None) is self:
+                cache.before_forward(arguments)
+                return
 
 
 _BINDINGS: weakref.WeakKeyDictionary[nn.Module, ModelBinding] = weakref.WeakKeyDictionary()

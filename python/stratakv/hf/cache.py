@@ -39,7 +39,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
     """Keys and values under a RAM limit, the rest in files; a drop-in for `DynamicCache`.
 
         cache = TieredCache(model.config, ram="4GiB", disk="sessions/")
-        model.generate(**inputs, past_key_values=cache)
+        model.generate(**inputs, cache=cache)  # before transformers 5.24: past_key_values=cache
 
     Exact: attention reads every token. Layers that keep no whole past (sliding windows,
     convolutions, recurrences) are transformers' own. Made this way a cache knows no model, so

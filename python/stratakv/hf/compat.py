@@ -12,6 +12,15 @@ from transformers.cache_utils import (
 )
 
 MIN_VERSION = (5, 15)
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+# What `generate` and forward passes call their cache; the other name warns or is an error.
+CACHE_ARGUMENT = "cache" if VERSION >= (5, 24) else "past_key_values"
+
+
+def cache_kwargs(cache: Any) -> dict[str, Any]:
+    """A cache as a keyword argument of `generate` or of a forward pass, by the name of this release."""
+    return {CACHE_ARGUMENT: cache}
 
 
 def check_version() -> None:
@@ -20,8 +29,7 @@ def check_version() -> None:
     Raises:
         ImportError: older than 5.15.
     """
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if version < MIN_VERSION:
+    if VERSION < MIN_VERSION:
         raise ImportError(
             f"stratakv.TieredCache needs transformers 5.15 or later, found {transformers.__version__}: "
             "pip install 'stratakv[hf]'"

@@ -3,4 +3,6 @@
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "DynamicCache", "transformers_logging"]
+from stratakv.hf.compat import cache_kwargs
+
+__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "DynamicCache", "cache_kwargs", "transformers_logging"]

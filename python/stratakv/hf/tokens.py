@@ -22,6 +22,7 @@ MASKED_BIT = 1 << 31
 # Arguments of forward passes that do not change keys and values, or are looked at on their own.
 _HARMLESS = {
     "attention_mask",
+    "cache",
     "cache_position",
     "input_ids",
     "labels",
