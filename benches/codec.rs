@@ -26,7 +26,7 @@ fn codes(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(rows.codes.len() as u64));
         group.bench_function(BenchmarkId::new("decode to bfloat16", place), |bencher| {
             bencher.iter(|| {
-                decode_rows(rows.shape.dim, &rows.scales, &rows.codes, DType::Bf16, black_box(&mut out))
+                decode_rows(rows.shape.dim, &rows.scales, &rows.codes, DType::Bf16, black_box(&mut out));
             });
         });
     }

@@ -1,6 +1,8 @@
 //! Codes and planes against what their definitions say, searched for by brute force, and
 //! every level against the scalar twin.
 
+#![expect(clippy::float_cmp, reason = "what is asserted equal is exact")]
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
