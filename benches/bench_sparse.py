@@ -71,7 +71,7 @@ def distance(context: int, budget: int) -> Result:
     return Result([statistics.mean(samples)], details)
 
 
-PEER = "the same cache reading everything; Quest's is 0.018 at 1024 and 0.048 to 0.061 at 512 (docs/selection.md)"
+PEER = "the same cache reading everything; for Quest and an oracle see docs/selection.md"
 
 
 @figure(
@@ -294,6 +294,8 @@ def decode_128k_over_8k_step() -> Result:
         for _ in range(ROUNDS):
             for context, cache in caches.items():
                 times[context].append(step_seconds(model, cache))
-    details = {f"ms_{context >> 10}k": round(1e3 * statistics.median(own), 1) for context, own in times.items()}
+    details = {
+        f"ms_{context >> 10}k": round(1e3 * statistics.median(own), 1) for context, own in times.items()
+    }
     samples = [far / near for near, far in zip(times[8 << 10], times[128 << 10], strict=True)]
     return Result(samples, details)

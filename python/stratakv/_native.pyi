@@ -171,16 +171,19 @@ class KvCache:
         dense_below: int,
         trained_tokens: int,
     ) -> None:
-        """From now on `attend` reads `blocks` blocks of 16 tokens per KV head, where few queries meet a context of
-        more than `dense_below` tokens: the first `sinks`, the last `window`, and those of the largest estimated
-        mass; up to `growth` times as many while more than the share `unread` would be left out. Contexts past
+        """Makes `attend` read a part of long contexts.
+
+        Where up to 32 query tokens meet a context of more than `dense_below` tokens, `blocks` blocks of 16 tokens
+        are read per KV head: the first `sinks`, the last `window`, and those of the largest estimated mass; up
+        to `growth` times as many while more than the share `unread` of the mass would be left out. Contexts past
         `trained_tokens` are numbered by what is read. Needs a rotary.
         """
     def select_all(self) -> None:
         """From now on `attend` reads everything."""
     def selected(self, layer: int) -> tuple[float, float] | None:
-        """Tokens that the layer's last attend read per KV head, and the estimated share of the mass that it did
-        not; None where it read everything.
+        """What the layer's last attend read; None where it read everything.
+
+        Tokens per KV head, and the estimated share of the attention mass that was not read.
         """
     def prefetch(self, layer: int) -> None:
         """Starts reading what the layer's next attend or gather will miss in RAM."""

@@ -69,6 +69,7 @@ def test_attached_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
     from transformers import DynamicCache
 
     import stratakv
+    from stratakv.hf.compat import cache_kwargs
 
     model, tokenizer = loaded
     ids = _prompt(tokenizer, 1500)

@@ -119,6 +119,7 @@ def test_a_session_resumes_in_another_process(name, tiers):
         cache.save()
     code = f"""
         import stratakv
+        from stratakv.hf.compat import cache_kwargs
         from tests.hf.tiny_models import build, prompt
         model = build({name!r})
         with stratakv.attach(model):

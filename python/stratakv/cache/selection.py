@@ -42,8 +42,8 @@ class Selection:
         least = BLOCK_TOKENS * (_blocks(self.sinks) + _blocks(self.window) + 1)
         if self.budget < least:
             raise ValueError(
-                f"budget={self.budget}: {self.sinks} sinks and a window of {self.window} tokens need at least "
-                f"{least}"
+                f"budget={self.budget}: {self.sinks} sinks and a window of {self.window} tokens need at "
+                f"least {least}"
             )
         if not 0.0 <= self.unread <= 1.0:
             raise ValueError(f"unread={self.unread!r}: accepted are shares from 0 to 1")

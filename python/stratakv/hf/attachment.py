@@ -140,8 +140,8 @@ class Attachment:
                 "stratakv.TieredCache.open(model, ...)"
             )
         raise ValueError(
-            f"the model is attached, and this {type(cache).__name__} was not made for that: its keys would have "
-            f"no positions. Pass {CACHE_ARGUMENT}=stratakv.TieredCache.open(model, ...), opened inside "
+            f"the model is attached, and this {type(cache).__name__} was not made for that: its keys would "
+            f"have no positions. Pass {CACHE_ARGUMENT}=stratakv.TieredCache.open(model, ...), opened inside "
             "`with stratakv.attach(model):` (with None as its path it lives in RAM), or use_cache=False, or "
             "detach the model"
         )
