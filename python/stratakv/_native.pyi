@@ -173,10 +173,10 @@ class KvCache:
     ) -> None:
         """Makes `attend` read a part of long contexts.
 
-        Where up to 32 query tokens meet a context of more than `dense_below` tokens, `blocks` blocks of 16 tokens
-        are read per KV head: the first `sinks`, the last `window`, and those of the largest estimated mass; up
-        to `growth` times as many while more than the share `unread` of the mass would be left out. Contexts past
-        `trained_tokens` are numbered by what is read. Needs a rotary.
+        Where up to 32 query tokens meet a context of more than `dense_below` tokens, `blocks` blocks of
+        16 tokens are read per KV head: the first `sinks`, the last `window`, and those of the largest
+        estimated mass; up to `growth` times as many while more than the share `unread` of the mass would
+        be left out. Contexts past `trained_tokens` are numbered by what is read. Needs a rotary.
         """
     def select_all(self) -> None:
         """From now on `attend` reads everything."""
