@@ -145,9 +145,9 @@ impl Summary {
         }
         let half = self.slow_padded() / 2;
         out[places.coefficients..places.scales].fill(0x88);
-        for rank in 0..RANK {
+        for (rank, into) in scales.iter_mut().enumerate() {
             let (basis, coefficients, scale) = leading_part(&mut rest, self.slow.len());
-            scales[rank] = scale;
+            *into = scale;
             let start = places.basis + rank * half;
             pack_row(&basis, &mut out[start..start + half]);
             let pair = places.coefficients + rank / 2 * BLOCK_TOKENS;
@@ -174,7 +174,9 @@ fn mean_row(rows: &[f32], dim: usize) -> Vec<f32> {
     for row in rows.chunks_exact(dim.max(1)) {
         mean.iter_mut().zip(row).for_each(|(mean, element)| *mean += element);
     }
-    mean.iter_mut().for_each(|mean| *mean /= BLOCK_TOKENS as f32);
+    for mean in &mut mean {
+        *mean /= BLOCK_TOKENS as f32;
+    }
     mean
 }
 
@@ -233,10 +235,9 @@ fn leading_part(rest: &mut [f32], dim: usize) -> (Vec<i32>, [i32; BLOCK_TOKENS],
 fn leading_token_direction(rest: &[f32], dim: usize) -> [f32; BLOCK_TOKENS] {
     let mut gram = [[0.0_f32; BLOCK_TOKENS]; BLOCK_TOKENS];
     let row = |token: usize| &rest[token * dim..(token + 1) * dim];
-    for a in 0..BLOCK_TOKENS {
-        for b in 0..=a {
-            let dot: f32 = row(a).iter().zip(row(b)).map(|(x, y)| x * y).sum();
-            (gram[a][b], gram[b][a]) = (dot, dot);
+    for (a, into) in gram.iter_mut().enumerate() {
+        for (b, dot) in into.iter_mut().enumerate() {
+            *dot = row(a).iter().zip(row(b)).map(|(x, y)| x * y).sum();
         }
     }
     // The row of the longest token: not orthogonal to the answer but by accident.

@@ -112,7 +112,9 @@ proptest! {
         let mut random = Random(seed);
         let mut shares: Vec<f32> = random.values(count).iter().map(|x| x.abs()).collect();
         let total: f32 = shares.iter().sum();
-        shares.iter_mut().for_each(|share| *share /= total);
+        for share in &mut shares {
+            *share /= total;
+        }
         let guard = Guard { unread: 1.0, growth: 1.0 };
         let budget = Budget { blocks: blocks.max(sinks + window), sinks, window, critical, guard };
         prop_assert!(budget.check().is_ok());

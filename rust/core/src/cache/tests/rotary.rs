@@ -177,7 +177,9 @@ proptest! {
             cache.crop(crop);
             cache.reorder(&[1, 0]).unwrap();
             rows.swap(0, 1);
-            rows.iter_mut().for_each(|row| row.truncate(crop));
+            for row in &mut rows {
+                row.truncate(crop);
+            }
             check(&mut cache, &rotary, &rows, shape, dtype, new);
         }
         let mut fork = cache.fork().unwrap();
