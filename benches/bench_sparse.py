@@ -181,17 +181,10 @@ def real_keys(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
     with stratakv.attach(loaded.model):
         cache = stratakv.TieredCache.open(loaded.model, None, ram="1GiB")
         prefill(loaded.model, cache, token_ids(loaded.tokenizer, 4096))
-        parts = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+        slots = range(len(cache.layers))
+        parts = [cache._table.snapshot(slot, torch.device("cpu")).gather(0, 4096) for slot in slots]
         cache.close()
     return [(keys.to(dtype), values.to(dtype)) for keys, values in parts]
-
-
-def fill(cache: Any, context: int, dtype: torch.dtype) -> Any:
-    """The text again and again: what is timed does not depend on what it says."""
-    for index, (keys, values) in enumerate(real_keys(dtype)):
-        for _ in range(context // keys.shape[2]):
-            cache.update(keys, values, index)
-    return cache
 
 
 def decode_ratio(context: int, dtype: str) -> Result:
