@@ -8,7 +8,7 @@ import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPET, FP8_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def tiny_llama():
@@ -43,6 +43,20 @@ def test_the_first_snippet_runs(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {"model": model, "inputs": inputs})
     with stratakv.TieredCache.open(model, "sessions/", name="my-repo") as cache:
         assert cache.get_seq_length() > 100
+
+
+@pytest.mark.hf
+def test_the_sparse_snippet_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, inputs = tiny_llama()
+    import stratakv
+    from stratakv.hf.compat import CACHE_ARGUMENT
+
+    code = SPARSE_SNIPPET.replace(" cache=cache)", f" {CACHE_ARGUMENT}=cache)")
+    names = {"stratakv": stratakv, "model": model, "inputs": inputs}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "'budget': 1024" in capsys.readouterr().out
+    names["cache"].close()
 
 
 @pytest.mark.hf
