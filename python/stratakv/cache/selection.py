@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 BLOCK_TOKENS = 16
 """Tokens of a block, the unit of selection (the engine's)."""
@@ -57,7 +58,7 @@ class Selection:
             return budget
         return cls(budget=budget)
 
-    def native(self, trained_tokens: int) -> dict[str, int | float]:
+    def native(self, trained_tokens: int) -> dict[str, Any]:
         """The engine's arguments; contexts past `trained_tokens` are numbered by what is read."""
         dense_below = 2 * self.budget if self.dense_below is None else self.dense_below
         return {
