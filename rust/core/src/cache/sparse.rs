@@ -24,7 +24,7 @@ use super::{KvCache, ReadRows, WriteRows};
 use crate::attend::{Inline, Parallel, Running, Tile};
 use crate::error::{Error, Result};
 use crate::rotary::Turns;
-use crate::score::{BLOCK_TOKENS, Budget, Choice, Masses, Summary, estimate, slow_elements, weigh};
+use crate::score::{BLOCK_TOKENS, Budget, Choice, Masses, Summary, estimate, largest, slow_elements, weigh};
 use crate::session::LayerShape;
 use crate::simd::SimdLevel;
 use crate::sync::Mutex;
@@ -449,16 +449,16 @@ impl Scoring<'_> {
             let mut reference = f32::NEG_INFINITY;
             for masses in &held {
                 let stride = masses.len() / (2 * self.rows);
-                let at = &masses[row * stride..(row + 1) * stride];
-                reference = at.iter().fold(reference, |max, at| if *at > max { *at } else { max });
+                reference = reference.max(largest(&masses[row * stride..(row + 1) * stride]));
             }
             let mut total = 0.0;
             for masses in &mut held {
                 let stride = masses.len() / (2 * self.rows);
                 let (at, sum) = masses.split_at_mut(self.rows * stride);
                 let weights = &mut sum[row * stride..(row + 1) * stride];
-                weigh(&at[row * stride..(row + 1) * stride], weights, reference);
-                total += weights.iter().filter(|weight| !weight.is_nan()).sum::<f32>();
+                let sum = weigh(&at[row * stride..(row + 1) * stride], weights, reference);
+                // What can't be estimated is read, and does not keep the others from being compared.
+                total += if sum.is_nan() { weights.iter().filter(|w| !w.is_nan()).sum() } else { sum };
             }
             let factor = if total > 0.0 { 1.0 / (total * self.rows as f32) } else { 0.0 };
             for (masses, shares) in held.iter().zip(shares.chunks_mut(chapter_blocks)) {

@@ -62,7 +62,22 @@ pub struct Choice {
     pub critical: Vec<bool>,
     /// Estimated share of the mass of all blocks that is not read.
     pub unread: f32,
-    order: Vec<u32>,
+    order: Vec<u64>,
+}
+
+/// A block with its share as one number: the larger the share, the smaller the number; equal
+/// shares in the order of their blocks. What is no number comes first.
+fn ranked(share: f32, block: usize) -> u64 {
+    let share = if share.is_nan() { f32::INFINITY } else { share };
+    (u64::from(!share.to_bits()) << 32) | block as u64
+}
+
+fn share_of(ranked: u64) -> f32 {
+    f32::from_bits(!((ranked >> 32) as u32))
+}
+
+fn block_of(ranked: u64) -> u32 {
+    ranked as u32
 }
 
 impl Choice {
@@ -72,46 +87,42 @@ impl Choice {
         let count = shares.len();
         let sinks = budget.sinks.min(count);
         let window = budget.window.min(count - sinks);
-        let key = |block: &u32| {
-            let share = shares[*block as usize];
-            if share.is_nan() { f32::INFINITY } else { share }
-        };
-        self.blocks.clear();
-        self.blocks.extend(0..sinks as u32);
-        self.blocks.extend((count - window) as u32..count as u32);
-        let forced: f32 = self.blocks.iter().map(key).sum();
-        self.order.clear();
-        self.order.extend(sinks as u32..(count - window) as u32);
-        let wanted = budget.blocks.saturating_sub(self.blocks.len()).min(self.order.len());
-        let largest = ((budget.blocks as f32 * budget.guard.growth) as usize)
-            .saturating_sub(self.blocks.len())
-            .clamp(wanted, self.order.len());
-        let total: f32 = forced + self.order.iter().map(key).sum::<f32>();
+        let order = &mut self.order;
+        order.clear();
+        order.extend((sinks..count - window).map(|block| ranked(shares[block], block)));
+        let forced: f32 = shares[..sinks].iter().chain(&shares[count - window..]).sum();
+        let total = forced + order.iter().map(|block| share_of(*block)).sum::<f32>();
         // The best `wanted`, then as many more as the guard asks for, best first.
-        let descending = |a: &u32, b: &u32| key(b).total_cmp(&key(a)).then(a.cmp(b));
-        if wanted > 0 && wanted < self.order.len() {
-            self.order.select_nth_unstable_by(wanted - 1, descending);
+        let wanted = budget.blocks.saturating_sub(sinks + window).min(order.len());
+        let most = ((budget.blocks as f32 * budget.guard.growth) as usize)
+            .saturating_sub(sinks + window)
+            .clamp(wanted, order.len());
+        if wanted > 0 && wanted < order.len() {
+            order.select_nth_unstable(wanted - 1);
         }
-        let mut read = forced + self.order[..wanted].iter().map(key).sum::<f32>();
+        let mut read = forced + order[..wanted].iter().map(|block| share_of(*block)).sum::<f32>();
         let mut taken = wanted;
-        if total - read > budget.guard.unread * total && taken < largest {
-            if largest < self.order.len() {
-                self.order[taken..].select_nth_unstable_by(largest - taken, descending);
+        if total - read > budget.guard.unread * total && taken < most {
+            if most < order.len() {
+                order[taken..].select_nth_unstable(most - taken);
             }
-            self.order[taken..largest].sort_unstable_by(descending);
-            while taken < largest && total - read > budget.guard.unread * total {
-                read += key(&self.order[taken]);
+            order[taken..most].sort_unstable();
+            while taken < most && total - read > budget.guard.unread * total {
+                read += share_of(order[taken]);
                 taken += 1;
             }
         }
         self.unread = if total > 0.0 && total.is_finite() { ((total - read) / total).max(0.0) } else { 0.0 };
-        self.blocks.extend_from_slice(&self.order[..taken]);
+        self.blocks.clear();
+        self.blocks.extend(0..sinks as u32);
+        self.blocks.extend(order[..taken].iter().map(|block| block_of(*block)));
+        self.blocks.extend((count - window) as u32..count as u32);
         self.blocks.sort_unstable();
-        self.mark_critical(budget.critical, &key);
+        self.mark_critical(budget.critical, shares);
     }
 
     /// Marks the blocks of the largest shares.
-    fn mark_critical(&mut self, fraction: f32, key: &impl Fn(&u32) -> f32) {
+    fn mark_critical(&mut self, fraction: f32, shares: &[f32]) {
         let count = self.blocks.len();
         let critical = ((count as f32 * fraction).ceil() as usize).min(count);
         self.critical.clear();
@@ -119,14 +130,12 @@ impl Choice {
         if critical == 0 || critical == count {
             return;
         }
+        let places = self.blocks.iter().enumerate();
         self.order.clear();
-        self.order.extend(0..count as u32);
-        let blocks = &self.blocks;
-        let descending =
-            |a: &u32, b: &u32| key(&blocks[*b as usize]).total_cmp(&key(&blocks[*a as usize])).then(a.cmp(b));
-        self.order.select_nth_unstable_by(critical - 1, descending);
+        self.order.extend(places.map(|(place, block)| ranked(shares[*block as usize], place)));
+        self.order.select_nth_unstable(critical - 1);
         for place in &self.order[..critical] {
-            self.critical[*place as usize] = true;
+            self.critical[block_of(*place) as usize] = true;
         }
     }
 }

@@ -10,6 +10,9 @@ use crate::simd::{Bytes, SimdLevel, dispatch, exp_vector};
 
 /// Rows that are worked on together, at most.
 const ROWS: usize = 4;
+/// Up to here scores are taken relative to their bound, which costs no search for the largest:
+/// the smallest weight, e^-80, is still a normal number.
+pub(super) const BOUND_MAX: f32 = 40.0;
 /// Ranks with the padding of an odd one: coefficients come in pairs.
 pub(super) const RANKS: usize = RANK.next_multiple_of(2);
 
@@ -17,9 +20,9 @@ pub(super) const RANKS: usize = RANK.next_multiple_of(2);
 /// apart: a mass is `sum * e^at`, un-normalised.
 #[derive(Debug)]
 pub struct Masses<'a> {
-    /// Largest estimated score of the block's tokens.
+    /// What the estimated scores of the block's tokens are relative to.
     pub at: &'a mut [f32],
-    /// Sum of `e^(score - at)` over its tokens, 1 to 16.
+    /// Sum of `e^(score - at)` over its tokens, at most 16.
     pub sum: &'a mut [f32],
     /// Floats from one row to the next; at least N.
     pub stride: usize,
@@ -46,25 +49,35 @@ dispatch! {
 }
 
 dispatch! {
-    fn weigh_vectors(at: &[f32], sum: &mut [f32], reference: f32) -> () => weigh_blocks;
+    fn weigh_vectors(at: &[f32], sum: &mut [f32], reference: f32) -> f32 => weigh_blocks;
 }
 
-/// Turns masses into weights relative to `e^reference`, in place of `sum`.
+dispatch! {
+    fn largest_vectors(values: &[f32]) -> f32 => largest_of;
+}
+
+/// The largest of some values; -inf for none, and what is no number does not count.
+pub fn largest(values: &[f32]) -> f32 {
+    largest_vectors(SimdLevel::detect().available(), values).unwrap_or_else(|| scalar::largest(values))
+}
+
+/// Turns masses into weights relative to `e^reference`, in place of `sum`; gives their sum.
 ///
 /// # Panics
 /// When the slices differ in length.
-pub fn weigh(at: &[f32], sum: &mut [f32], reference: f32) {
-    weigh_at(SimdLevel::detect(), at, sum, reference);
+pub fn weigh(at: &[f32], sum: &mut [f32], reference: f32) -> f32 {
+    weigh_at(SimdLevel::detect(), at, sum, reference)
 }
 
 /// [`weigh`] with the instructions of `level`, or of the best one below it.
 ///
 /// # Panics
 /// As [`weigh`].
-pub fn weigh_at(level: SimdLevel, at: &[f32], sum: &mut [f32], reference: f32) {
+pub fn weigh_at(level: SimdLevel, at: &[f32], sum: &mut [f32], reference: f32) -> f32 {
     assert_eq!(at.len(), sum.len(), "masses of different lengths");
-    if weigh_vectors(level.available(), at, sum, reference).is_none() {
-        scalar::weigh(at, sum, reference);
+    match weigh_vectors(level.available(), at, sum, reference) {
+        Some(total) => total,
+        None => scalar::weigh(at, sum, reference),
     }
 }
 
@@ -146,11 +159,11 @@ unsafe fn estimate_some<S: Bytes, const R: usize>(
         let scales = Summary::scales(&blocks.places, bytes);
         // SAFETY: the caller's; a summary has all its places.
         let (centre, along) = unsafe { project::<S, R>(simd, blocks, bytes, query, stride, &scales) };
+        // SAFETY: as above.
+        let (reference, sum) = unsafe { log_sum_exps(simd, bytes, blocks.places.coefficients, &along) };
         for r in 0..R {
-            // SAFETY: as above.
-            let (largest, sum) = unsafe { log_sum_exp(simd, bytes, blocks.places.coefficients, &along[r]) };
-            masses.at[(row + r) * masses.stride + block] = centre[r] + largest;
-            masses.sum[(row + r) * masses.stride + block] = sum;
+            masses.at[(row + r) * masses.stride + block] = centre[r] + reference[r];
+            masses.sum[(row + r) * masses.stride + block] = sum[r];
         }
     }
     R
@@ -208,39 +221,68 @@ unsafe fn project<S: Bytes, const R: usize>(
     (centre, along)
 }
 
-/// The largest of a block's 16 scores about its mean's, and the sum of `e^(score - largest)`.
+/// For R rows, what a block's 16 scores about its mean's are relative to, and the sum of
+/// `e^(score - reference)`.
 ///
 /// # Safety
 /// `bytes` has the coefficients at `place`.
 #[inline(always)]
-unsafe fn log_sum_exp<S: Bytes>(simd: S, bytes: &[u8], place: usize, along: &[f32; RANKS]) -> (f32, f32) {
-    let mut scores = [simd.splat(0.0); BLOCK_TOKENS / 4];
+unsafe fn log_sum_exps<S: Bytes, const R: usize>(
+    simd: S,
+    bytes: &[u8],
+    place: usize,
+    along: &[[f32; RANKS]; R],
+) -> ([f32; R], [f32; R]) {
+    let mut scores = [[simd.splat(0.0); BLOCK_TOKENS / 4]; R];
     let parts = BLOCK_TOKENS / S::LANES;
-    let mut max = simd.splat(f32::NEG_INFINITY);
     for part in 0..parts {
-        let mut score = simd.splat(0.0);
         for pair in 0..RANKS / 2 {
             // SAFETY: the caller's.
             let at = unsafe { bytes.as_ptr().add(place + pair * BLOCK_TOKENS + part * S::LANES) };
             // SAFETY: as above.
             let (even, odd) = unsafe { simd.load_nibbles(at) };
-            score = simd.fma(even, simd.splat(along[2 * pair]), score);
-            score = simd.fma(odd, simd.splat(along[2 * pair + 1]), score);
+            for r in 0..R {
+                let score = simd.fma(even, simd.splat(along[r][2 * pair]), scores[r][part]);
+                scores[r][part] = simd.fma(odd, simd.splat(along[r][2 * pair + 1]), score);
+            }
         }
-        scores[part] = score;
-        max = simd.max(score, max);
     }
-    let largest = simd.reduce_max(max);
-    let mut sum = simd.splat(0.0);
-    for part in 0..parts {
-        sum = simd.add(sum, exp_vector(simd, simd.add(scores[part], simd.splat(-largest))));
+    let (mut reference, mut sums) = ([0.0; R], [simd.splat(0.0); ROWS]);
+    for r in 0..R {
+        reference[r] = bound(&along[r]);
+        if reference[r].is_nan() || reference[r] > BOUND_MAX {
+            let mut max = simd.splat(f32::NEG_INFINITY);
+            for part in 0..parts {
+                max = simd.max(scores[r][part], max);
+            }
+            reference[r] = simd.reduce_max(max);
+        }
+        for part in 0..parts {
+            let below = simd.add(scores[r][part], simd.splat(-reference[r]));
+            sums[r] = simd.add(sums[r], exp_vector(simd, below));
+        }
     }
-    (largest, simd.reduce_add(sum))
+    let (mut lanes, mut sum) = ([0.0_f32; ROWS], [0.0; R]);
+    // SAFETY: four floats.
+    unsafe { simd.store_sums(lanes.as_mut_ptr(), sums) };
+    sum.copy_from_slice(&lanes[..R]);
+    (reference, sum)
+}
+
+/// The largest that a score about the mean's can be.
+#[inline(always)]
+pub(super) fn bound(along: &[f32; RANKS]) -> f32 {
+    let mut sum = 0.0;
+    for along in along {
+        sum += along.abs();
+    }
+    sum * 8.0
 }
 
 #[inline(always)]
-fn weigh_blocks<S: Bytes>(simd: S, at: &[f32], sum: &mut [f32], reference: f32) {
+fn weigh_blocks<S: Bytes>(simd: S, at: &[f32], sum: &mut [f32], reference: f32) -> f32 {
     let whole = at.len() - at.len() % S::LANES;
+    let mut total = simd.splat(0.0);
     let mut i = 0;
     while i < whole {
         // SAFETY: the vector ends inside both slices.
@@ -248,9 +290,25 @@ fn weigh_blocks<S: Bytes>(simd: S, at: &[f32], sum: &mut [f32], reference: f32) 
             let score = simd.load_f32(at.as_ptr().add(i).cast());
             let weight = exp_vector(simd, simd.add(score, simd.splat(-reference)));
             let into = sum.as_mut_ptr().add(i);
-            simd.store(into, simd.mul(weight, simd.load_f32(into.cast())));
+            let weight = simd.mul(weight, simd.load_f32(into.cast()));
+            total = simd.add(total, weight);
+            simd.store(into, weight);
         }
         i += S::LANES;
     }
-    scalar::weigh(&at[whole..], &mut sum[whole..], reference);
+    simd.reduce_add(total) + scalar::weigh(&at[whole..], &mut sum[whole..], reference)
+}
+
+#[inline(always)]
+fn largest_of<S: Bytes>(simd: S, values: &[f32]) -> f32 {
+    let whole = values.len() - values.len() % S::LANES;
+    let mut max = simd.splat(f32::NEG_INFINITY);
+    let mut i = 0;
+    while i < whole {
+        // SAFETY: the vector ends inside the slice.
+        max = simd.max(unsafe { simd.load_f32(values.as_ptr().add(i).cast()) }, max);
+        i += S::LANES;
+    }
+    let (whole, rest) = (simd.reduce_max(max), scalar::largest(&values[whole..]));
+    if rest > whole { rest } else { whole }
 }

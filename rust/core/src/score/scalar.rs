@@ -1,6 +1,6 @@
 //! The reference: the kernels' formulas as plain loops.
 
-use super::kernel::{Blocks, Masses, RANKS};
+use super::kernel::{BOUND_MAX, Blocks, Masses, RANKS, bound};
 use super::{BLOCK_TOKENS, RANK, Summary};
 use crate::simd::exp;
 
@@ -34,16 +34,25 @@ pub(super) fn estimate(blocks: Blocks<'_>, query: &[f32], rows: usize, masses: &
                     *score += even * along[2 * pair] + odd * along[2 * pair + 1];
                 }
             }
-            let largest = scores.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
-            masses.at[row * masses.stride + block] = centre + largest;
-            masses.sum[row * masses.stride + block] = scores.iter().map(|score| exp(score - largest)).sum();
+            let bound = bound(&along);
+            let reference = if bound <= BOUND_MAX { bound } else { largest(&scores) };
+            masses.at[row * masses.stride + block] = centre + reference;
+            masses.sum[row * masses.stride + block] = scores.iter().map(|score| exp(score - reference)).sum();
         }
     }
 }
 
 /// See [`super::weigh`]; lengths were checked there.
-pub(super) fn weigh(at: &[f32], sum: &mut [f32], reference: f32) {
+pub(super) fn weigh(at: &[f32], sum: &mut [f32], reference: f32) -> f32 {
+    let mut total = 0.0;
     for (at, sum) in at.iter().zip(sum) {
         *sum *= exp(at - reference);
+        total += *sum;
     }
+    total
+}
+
+/// See [`super::largest`].
+pub(super) fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(f32::NEG_INFINITY, |max, value| if *value > max { *value } else { max })
 }
