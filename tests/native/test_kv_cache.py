@@ -344,9 +344,12 @@ def test_calls_from_many_threads_take_turns(store):
 
 
 def test_ctrl_c_ends_a_long_call(tmp_path):
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
     script = textwrap.dedent(f"""
+        import signal
         import torch
         from stratakv import _native
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         store = _native.Store({str(tmp_path)!r}, ram_bytes=4 << 20)
         cache = _native.KvCache(store, num_layers=1, page_tokens=64)
         one = torch.ones(1, 1, 1, 8)
