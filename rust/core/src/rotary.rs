@@ -232,7 +232,11 @@ impl Turns {
         into: &mut Vec<f32>,
     ) {
         let (dims, ahead) = (self.rotary.dims(), self.page_tokens / BLOCK_TOKENS);
-        let turn = &self.blocks[(place + ahead - within) * dims..][..dims];
+        self.turned(&self.blocks[(place + ahead - within) * dims..][..dims], query, dim, into);
+    }
+
+    /// A copy of queries (R, Dk), all by the same turn.
+    fn turned(&self, turn: &[f32], query: &[f32], dim: usize, into: &mut Vec<f32>) {
         into.clear();
         into.extend_from_slice(query);
         for row in into.chunks_exact_mut(dim) {
@@ -256,12 +260,7 @@ impl Turns {
     /// Turns placed queries (R, Dk) to be relative to the page at `place`, which
     /// [`Turns::grow`] must have seen.
     pub(crate) fn relative_to(&self, place: usize, query: &[f32], dim: usize, into: &mut Vec<f32>) {
-        let turn = self.back_from(place);
-        into.clear();
-        into.extend_from_slice(query);
-        for row in into.chunks_exact_mut(dim) {
-            self.rotary.apply(turn, row);
-        }
+        self.turned(self.back_from(place), query, dim, into);
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Scratch {
     items: Vec<Item>,
     pub(super) order: Vec<PageRef>,
     pub(super) batches: [Batch; 2],
+    /// (B, H, R, Dk): the query at the positions of what a selection reads.
+    pub(super) placed: Vec<f32>,
     pub(super) selection: super::sparse::Scratch,
 }
 
@@ -56,6 +58,23 @@ impl Scratch {
 struct Item {
     chunk: usize,
     entries: std::ops::Range<usize>,
+}
+
+/// What a caller asks for.
+pub(super) struct Call<'a, 'o> {
+    pub(super) query: &'a dyn ReadRows,
+    pub(super) out: &'o mut dyn WriteRows,
+    pub(super) scale: f32,
+    pub(super) mask: &'a Mask<'a>,
+}
+
+/// Where a page is read as if it stood.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// Among the pages of the sequence.
+    Page(usize),
+    /// For the `within`-th block of the page to be at `place` among blocks.
+    Block { place: usize, within: usize },
 }
 
 /// One call, as the threads see it.
@@ -101,23 +120,13 @@ impl KvCache {
         self.check_query(layer, &shape, &query.extent(), &out.extent(), mask)?;
         let prefetched = self.prefetched.take().filter(|prefetch| prefetch.layer == layer);
         let mut scratch = std::mem::take(&mut self.scratch);
-        let result = if self.selects(layer, query.extent().tokens) {
-            let read =
-                self.attend_selected(&mut scratch, layer, shape, &layout, query, out, scale, mask, parallel);
-            read.map(|()| None)
+        self.layers[layer].selected = None;
+        let call = Call { query, out, scale, mask };
+        let result = if let Some(selection) = self.selection_for(layer, query.extent().tokens) {
+            self.attend_selected(&mut scratch, layer, shape, &layout, &selection, call, parallel)
+                .map(|()| None)
         } else {
-            self.attend_with(
-                &mut scratch,
-                layer,
-                shape,
-                &layout,
-                query,
-                out,
-                scale,
-                mask,
-                prefetched,
-                parallel,
-            )
+            self.attend_with(&mut scratch, layer, shape, &layout, call, prefetched, parallel)
         };
         scratch.release();
         self.scratch = scratch;
@@ -170,13 +179,11 @@ impl KvCache {
         layer: usize,
         shape: LayerShape,
         layout: &Layout,
-        query: &dyn ReadRows,
-        out: &mut dyn WriteRows,
-        scale: f32,
-        mask: &Mask<'_>,
+        call: Call<'_, '_>,
         prefetched: Option<Prefetch>,
         parallel: &dyn Parallel,
     ) -> Result<Option<Prefetch>> {
+        let Call { query, out, scale, mask } = call;
         if let Some(previous) = self.attended.replace(layer).filter(|previous| *previous != layer) {
             self.layers[previous].next = Some(layer);
         }
@@ -329,17 +336,23 @@ impl Step<'_> {
                 state.reset();
             }
             let next = (index + 1 < item.entries.end).then(|| tile_of(index + 1));
-            self.facing(query, page, |query| {
+            self.facing(query, Place::Page(page), |query| {
                 self.attend_tile(level, query, row, page * page_tokens, tile_of(index), next, &mut state);
             });
         }
     }
 
     /// Calls with the queries as a page's keys need them: with a rotary, relative to the page.
-    fn facing(&self, query: &[f32], page: usize, call: impl FnOnce(&[f32])) {
+    pub(super) fn facing(&self, query: &[f32], place: Place, call: impl FnOnce(&[f32])) {
         let Some(turns) = self.turns else { return call(query) };
+        let dim = self.shape.key_dim as usize;
         PAGE_QUERY.with_borrow_mut(|relative| {
-            turns.relative_to(page, query, self.shape.key_dim as usize, relative);
+            match place {
+                Place::Page(page) => turns.relative_to(page, query, dim, relative),
+                Place::Block { place, within } => {
+                    turns.relative_to_block(place, within, query, dim, relative);
+                }
+            }
             call(relative);
         });
     }

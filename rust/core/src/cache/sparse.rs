@@ -16,11 +16,11 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use super::attend::{Mask, Scratch as AttendScratch, Step, read_query};
+use super::KvCache;
+use super::attend::{Call, Place, Scratch as AttendScratch, Step, read_query};
 use super::digest::{CHAPTER_PAGES, Digest, DigestLayout};
 use super::feed::{Batch, PageRef, Source, stream};
 use super::table::{Layout, Table};
-use super::{KvCache, ReadRows, WriteRows};
 use crate::attend::{Inline, Parallel, Running, Tile};
 use crate::error::{Error, Result};
 use crate::rotary::Turns;
@@ -102,9 +102,7 @@ impl KvCache {
         if let Some(selection) = &selection {
             selection.budget.check()?;
             if self.turns.is_none() {
-                return Err(Error::Invalid(
-                    "a selection needs keys that come without positions: this cache has no rotary".into(),
-                ));
+                return Err(no_rotary());
             }
             if !self.config.page_tokens.is_multiple_of(BLOCK_TOKENS) {
                 return Err(Error::Invalid(format!(
@@ -127,39 +125,34 @@ impl KvCache {
         Ok(self.layers[layer].selected)
     }
 
-    /// Whether a step of so many query tokens is served by selection.
-    pub(super) fn selects(&mut self, layer: usize, tokens: usize) -> bool {
-        let held = &mut self.layers[layer];
-        held.selected = None;
-        self.selection.is_some_and(|selection| {
+    /// The selection, where it serves a step of so many query tokens.
+    pub(super) fn selection_for(&self, layer: usize, tokens: usize) -> Option<Selection> {
+        let length = self.layers[layer].len;
+        self.selection.filter(|selection| {
             (1..=QUERY_TOKENS_MAX).contains(&tokens)
-                && held.len > selection.dense_below
-                && held.len >= self.config.page_tokens
+                && length > selection.dense_below
+                && length >= self.config.page_tokens
         })
     }
 
-    /// How a layer's summaries are made; found out once.
-    fn digest_layout(&mut self, layer: usize) -> Option<Arc<DigestLayout>> {
+    /// How the summaries of a layer of that shape are made; found out once.
+    fn digest_layout(&mut self, layer: usize, shape: &LayerShape) -> Result<Arc<DigestLayout>> {
+        let rotary = self.turns.as_ref().ok_or_else(no_rotary)?.rotary();
         let page_tokens = self.config.page_tokens;
-        let rotary = self.turns.as_ref()?.rotary();
-        let held = &mut self.layers[layer];
-        let shape = held.shape?;
-        if held.digest.is_none() {
+        let known = self.layers[layer].digest.get_or_insert_with(|| {
             let dim = shape.key_dim as usize;
             let summary = Summary::new(dim, slow_elements(rotary, dim));
-            held.digest = Some(Arc::new(DigestLayout::new(summary, &shape, page_tokens)));
-        }
-        held.digest.clone()
+            Arc::new(DigestLayout::new(summary, shape, page_tokens))
+        });
+        Ok(known.clone())
     }
 
     /// Summarises a page that was sealed just now, unless earlier ones wait for that too. What
     /// fails here is tried again when the summaries are needed.
     pub(super) fn summarise_sealed(&mut self, layer: usize, row: usize, page: &PageMut) {
-        if self.selection.is_none() {
-            return;
-        }
-        let Some(digest) = self.digest_layout(layer) else { return };
-        let Some(layout) = self.layers[layer].layout(self.config.page_tokens) else { return };
+        let Some(shape) = self.layers[layer].shape.filter(|_| self.selection.is_some()) else { return };
+        let Ok(digest) = self.digest_layout(layer, &shape) else { return };
+        let layout = Layout::new(&shape, self.config.page_tokens);
         let table = &mut self.layers[layer].tables[row];
         if table.digest.pages() + 1 == table.sealed.len() {
             let _ = table.digest.add(&self.store, &digest, &layout, page);
@@ -209,106 +202,109 @@ impl KvCache {
         layer: usize,
         shape: LayerShape,
         layout: &Layout,
-        query: &dyn ReadRows,
-        out: &mut dyn WriteRows,
-        scale: f32,
-        mask: &Mask<'_>,
+        selection: &Selection,
+        call: Call<'_, '_>,
         parallel: &dyn Parallel,
     ) -> Result<()> {
-        let (Some(selection), Some(digest)) = (self.selection, self.digest_layout(layer)) else {
-            return Err(Error::Invalid("this cache selects nothing".into()));
-        };
+        let Call { query, out, scale, mask } = call;
+        let digest = self.digest_layout(layer, &shape)?;
         self.summarise(layer, layout, &digest, scratch)?;
         let extent = query.extent();
         read_query(query, scale, &mut scratch.query, &mut scratch.bytes);
-        let held = &self.layers[layer];
-        let (length, pages) = (held.len, held.len / layout.page_tokens);
-        let budget = budget_of(&selection.budget, length - pages * layout.page_tokens, extent.tokens);
-        let compact = length > selection.trained_tokens;
+        let length = self.layers[layer].len;
+        let pages = length / layout.page_tokens;
+        let tail = length - pages * layout.page_tokens;
+        let budget = budget_of(&selection.budget, tail, extent.tokens);
         let most = (budget.blocks as f32 * budget.guard.growth) as usize + budget.sinks + budget.window;
-        let Some(turns) = &mut self.turns else { return Ok(()) };
+        let turns = self.turns.as_mut().ok_or_else(no_rotary)?;
         turns.grow(pages + 1);
         turns.grow_blocks(most + 1);
-        let (turns, held) = (&*turns, &self.layers[layer]);
+        let (turns, tables) = (&*turns, &self.layers[layer].tables);
 
+        let compact = length > selection.trained_tokens;
+        let far = (most * BLOCK_TOKENS).div_ceil(layout.page_tokens);
         let scoring = Scoring {
             digest: &digest,
             turns,
-            tables: &held.tables,
+            tables,
             pages,
             heads: layout.heads,
             rows: extent.heads / layout.heads * extent.tokens,
             dim: extent.dim,
-            nearest_far: if compact {
-                pages.saturating_sub((most * BLOCK_TOKENS).div_ceil(layout.page_tokens))
-            } else {
-                0
-            },
+            nearest_far: if compact { pages.saturating_sub(far) } else { 0 },
         };
-        let mut placed = scratch.query.clone();
-        turns.place_queries(&mut placed, extent.tokens, extent.dim, length);
-        scoring.choose(&placed, &budget, &mut scratch.selection, parallel);
+        scratch.placed.clone_from(&scratch.query);
+        turns.place_queries(&mut scratch.placed, extent.tokens, extent.dim, length);
+        scoring.choose(&scratch.placed, &budget, &mut scratch.selection, parallel);
 
-        let chosen: Vec<_> = scratch.selection.heads.iter().map(|head| head.lock()).collect();
+        let chosen: Vec<_> = scratch.selection.heads.iter().map(Mutex::lock).collect();
         let choices: Vec<&Choice> = chosen.iter().map(|head| &head.choice).collect();
         if compact {
-            let tail = length - pages * layout.page_tokens;
-            let head_floats = scoring.rows * extent.dim;
-            placed.copy_from_slice(&scratch.query);
-            for (queries, choice) in placed.chunks_exact_mut(head_floats).zip(&choices) {
+            scratch.placed.clone_from(&scratch.query);
+            let queries = scratch.placed.chunks_exact_mut(scoring.rows * extent.dim);
+            for (queries, choice) in queries.zip(&choices) {
                 let read = choice.blocks.len() * BLOCK_TOKENS + tail;
                 turns.place_queries(queries, extent.tokens, extent.dim, read);
             }
         }
-        let selected = average(&choices, length - pages * layout.page_tokens);
-        let bounds = list_pages(&held.tables, layout, length, &choices, &mut scratch.order);
-        let states = self.rows * PARTS * layout.heads;
-        scratch.states.resize_with(states.max(scratch.states.len()), Mutex::default);
-        for state in &scratch.states[..states] {
-            let mut buffer = state.lock();
-            let value_dim = shape.value_dim as usize;
-            buffer.resize(Running::len_f32(scoring.rows, value_dim), 0.0);
-            Running::in_buffer(&mut buffer, scoring.rows, value_dim).reset();
-        }
+        let bounds = list_pages(tables, layout, length, &choices, &mut scratch.order);
+        let states = fresh_states(
+            &mut scratch.states,
+            self.rows * PARTS * layout.heads,
+            scoring.rows,
+            shape.value_dim as usize,
+        );
         let step = Step {
             shape,
             layout,
-            tables: &held.tables,
+            tables,
             length,
             tokens: extent.tokens,
             rows: scoring.rows,
             chunk_pages: 1,
             chunks: PARTS,
-            query: &placed,
-            states: &scratch.states[..states],
+            query: &scratch.placed,
+            states,
             mask,
             turns: Some(turns),
         };
-        let reading = Reading { step: &step, choices: &choices, bounds: &bounds, compact, turns, pages };
-        let source = Source { store: &self.store, tables: &held.tables, layout };
+        let reading = Reading { step: &step, choices: &choices, bounds: &bounds, compact, pages };
+        let source = Source { store: &self.store, tables, layout };
         if scratch.batches[0].pin(&source, &scratch.order) {
             reading.advance(&scratch.batches[0], parallel);
             scratch.batches[0].touch(&source, 1);
         } else {
             scratch.batches[0].clear();
-            stream(
-                &source,
-                &scratch.order,
-                None,
-                &mut scratch.batches,
-                || (),
-                |batch| {
-                    reading.advance(batch, parallel);
-                    Ok(())
-                },
-            )?;
+            let mut advance = |batch: &Batch| {
+                reading.advance(batch, parallel);
+                Ok(())
+            };
+            stream(&source, &scratch.order, None, &mut scratch.batches, || (), &mut advance)?;
         }
         step.finish(self.rows, out, &mut scratch.bytes);
-        drop(choices);
-        drop(chosen);
-        self.layers[layer].selected = Some(selected);
+        self.layers[layer].selected = Some(average(&choices, tail));
         Ok(())
     }
+}
+
+fn no_rotary() -> Error {
+    Error::Invalid("a selection needs keys that come without positions: this cache has no rotary".into())
+}
+
+/// `count` states of R rows that have seen nothing.
+fn fresh_states(
+    states: &mut Vec<Mutex<Vec<f32>>>,
+    count: usize,
+    rows: usize,
+    value_dim: usize,
+) -> &[Mutex<Vec<f32>>] {
+    states.resize_with(count.max(states.len()), Mutex::default);
+    for state in &states[..count] {
+        let mut buffer = state.lock();
+        buffer.resize(Running::len_f32(rows, value_dim), 0.0);
+        Running::in_buffer(&mut buffer, rows, value_dim).reset();
+    }
+    &states[..count]
 }
 
 /// The budget of the whole pages: less the blocks of the tail, and with a window that
@@ -489,7 +485,6 @@ struct Reading<'a> {
     choices: &'a [&'a Choice],
     bounds: &'a [[u32; PARTS - 1]],
     compact: bool,
-    turns: &'a Turns,
     /// Whole pages.
     pages: usize,
 }
@@ -530,14 +525,14 @@ impl Reading<'_> {
             for (index, run) in runs.iter().enumerate() {
                 let next = runs.get(index + 1).map(|next| self.tile(batch, next, head));
                 let first = run.page * step.layout.page_tokens + run.within * BLOCK_TOKENS;
-                RELATIVE.with_borrow_mut(|relative| {
-                    if self.compact {
-                        self.turns.relative_to_block(run.place, run.within, query, dim, relative);
-                    } else {
-                        self.turns.relative_to(run.page, query, dim, relative);
-                    }
+                let stands = if self.compact {
+                    Place::Block { place: run.place, within: run.within }
+                } else {
+                    Place::Page(run.page)
+                };
+                step.facing(query, stands, |query| {
                     let tile = self.tile(batch, run, head);
-                    step.attend_tile(level, relative, row, first, tile, next, &mut state);
+                    step.attend_tile(level, query, row, first, tile, next, &mut state);
                 });
             }
         });
