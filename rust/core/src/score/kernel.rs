@@ -58,7 +58,12 @@ dispatch! {
 
 /// The largest of some values; -inf for none, and what is no number does not count.
 pub fn largest(values: &[f32]) -> f32 {
-    largest_vectors(SimdLevel::detect().available(), values).unwrap_or_else(|| scalar::largest(values))
+    largest_at(SimdLevel::detect(), values)
+}
+
+/// [`largest`] with the instructions of `level`, or of the best one below it.
+pub fn largest_at(level: SimdLevel, values: &[f32]) -> f32 {
+    largest_vectors(level.available(), values).unwrap_or_else(|| scalar::largest(values))
 }
 
 /// Turns masses into weights relative to `e^reference`, in place of `sum`; gives their sum.

@@ -19,7 +19,7 @@ mod summary;
 mod tests;
 
 pub use choose::{Budget, Choice, Guard};
-pub use kernel::{Masses, estimate, estimate_at, largest, weigh, weigh_at};
+pub use kernel::{Masses, estimate, estimate_at, largest, largest_at, weigh, weigh_at};
 pub use summary::{Summary, slow_elements};
 
 /// Tokens of a block: the unit of selection.

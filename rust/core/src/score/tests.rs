@@ -80,6 +80,36 @@ proptest! {
         }
     }
 
+    #[test]
+    fn every_level_weighs_and_compares_as_the_scalar_twin_does(
+        seed in any::<u64>(),
+        count in 0_usize..70,
+        unknown in prop::option::of(0_usize..70),
+    ) {
+        let mut random = Random(seed);
+        let mut at: Vec<f32> = random.values(count).iter().map(|x| x * 40.0).collect();
+        let sum: Vec<f32> = random.values(count).iter().map(|x| x.abs() * 16.0).collect();
+        if let Some(at) = unknown.and_then(|index| at.get_mut(index)) {
+            *at = f32::NAN;
+        }
+        let reference = largest_at(SimdLevel::Scalar, &at);
+        let expected = at.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        prop_assert_eq!(reference.to_bits(), expected.to_bits());
+        let mut expected = sum.clone();
+        let total = weigh_at(SimdLevel::Scalar, &at, &mut expected, reference);
+        for level in SimdLevel::supported() {
+            prop_assert_eq!(largest_at(level, &at).to_bits(), reference.to_bits(), "{:?}", level);
+            let mut found = sum.clone();
+            let theirs = weigh_at(level, &at, &mut found, reference);
+            for (found, expected) in found.iter().zip(&expected) {
+                let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+                prop_assert!(same, "{level:?} {found} {expected}");
+            }
+            prop_assert_eq!(theirs.is_nan(), total.is_nan());
+            prop_assert!(total.is_nan() || (theirs - total).abs() <= 1e-5 * (1.0 + total), "{theirs} {total}");
+        }
+    }
+
     /// Keys that differ along few directions only lose nothing but the rounding to 4 and 8 bits.
     #[test]
     fn keys_of_a_low_rank_are_estimated_closely(seed in any::<u64>(), dim in 2_usize..80) {

@@ -65,6 +65,7 @@ fn pow2(n: i32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::{SimdLevel, dispatch};
 
     #[test]
     fn error_is_below_one_and_a_half_units_over_the_whole_range() {
@@ -88,5 +89,36 @@ mod tests {
         assert_eq!(exp(-1e30).to_bits(), 0);
         assert_eq!(exp(-105.0).to_bits(), 0);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    dispatch! {
+        fn exp_all(values: &mut [f32]) -> () => exp_into;
+    }
+
+    #[inline(always)]
+    fn exp_into<S: Simd>(simd: S, values: &mut [f32]) {
+        for chunk in values.chunks_exact_mut(S::LANES) {
+            // SAFETY: a chunk is one vector.
+            unsafe {
+                let x = simd.load_f32(chunk.as_ptr().cast());
+                simd.store(chunk.as_mut_ptr(), exp_vector(simd, x));
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_equal_the_scalar_ones_to_the_bit() {
+        let mut x: Vec<f32> = (0..1 << 20).map(|i| -(i as f32) * (106.0 / (1 << 20) as f32)).collect();
+        x.extend([f32::NEG_INFINITY, -0.0, -1e-30, -1e30]);
+        x.resize(x.len().next_multiple_of(16), f32::NEG_INFINITY);
+        let truth: Vec<u32> = x.iter().map(|x| exp(*x).to_bits()).collect();
+        for level in SimdLevel::supported() {
+            let mut out = x.clone();
+            if exp_all(level, &mut out).is_some() {
+                for (i, out) in out.iter().enumerate() {
+                    assert_eq!(out.to_bits(), truth[i], "{level}: e^{}", x[i]);
+                }
+            }
+        }
     }
 }
