@@ -39,14 +39,20 @@ def decode(model: Any, cache: Any, first: int) -> tuple[float, list[int]]:
 
 
 @torch.inference_mode()
-def prefilled(model: Any, ids: list[int], caches: list[Any]) -> None:
-    """Fills the first cache by the model and the others with its keys and values."""
+def prefill(model: Any, cache: Any, ids: list[int]) -> None:
+    """Fills a cache by the model, in chunks."""
     from stratakv.hf.compat import cache_kwargs
 
-    first, *others = caches
     for start in range(0, len(ids), 512):
         piece = torch.tensor([ids[start : start + 512]])
-        model(input_ids=piece, **cache_kwargs(first), use_cache=True, logits_to_keep=1)
+        model(input_ids=piece, **cache_kwargs(cache), use_cache=True, logits_to_keep=1)
+
+
+@torch.inference_mode()
+def prefilled(model: Any, ids: list[int], caches: list[Any]) -> None:
+    """Fills the first cache by the model and the others with its keys and values."""
+    first, *others = caches
+    prefill(model, first, ids)
     for other in others:
         for index, layer in enumerate(first.layers):
             other.update(layer.keys, layer.values, index)

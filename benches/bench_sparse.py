@@ -14,23 +14,15 @@ from typing import Any
 
 import torch
 
-from benches.bench_decode import load
+from benches.bench_decode import load, prefill
 from benches.harness import Result, figure
 from benches.texts import prose_ids, token_ids
 from stratakv.hf.compat import cache_kwargs
 
-CHUNK = 512
 POSITIONS = 48
 STEPS = 6
 ROUNDS = 5
 BUDGET = 1024
-
-
-@torch.inference_mode()
-def prefill(model: Any, cache: Any, ids: list[int]) -> None:
-    for start in range(0, len(ids), CHUNK):
-        piece = torch.tensor([ids[start : start + CHUNK]])
-        model(input_ids=piece, **cache_kwargs(cache), use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()

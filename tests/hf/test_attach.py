@@ -19,7 +19,7 @@ from stratakv.errors import SettingsMismatchError
 from stratakv.hf import UnsupportedModelError
 from stratakv.hf.compat import cache_kwargs
 from tests.hf.test_contract import MODES, _run
-from tests.hf.tiny_models import RECURRENT, build, prompt
+from tests.hf.tiny_models import RECURRENT, build, padded_prompt, prompt
 
 pytestmark = pytest.mark.hf
 
@@ -75,11 +75,7 @@ def test_tokens_equal_the_unattached_model(name, mode, tiers):
 @pytest.mark.parametrize("name", ATTACHABLE)
 def test_left_padded_batch(name, mode, tiers):
     model = build(name)
-    ids = prompt(20, rows=3)
-    mask = torch.ones_like(ids)
-    mask[0, :7] = 0
-    mask[2, :2] = 0
-    inputs = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+    inputs = padded_prompt()
     expected = _run(model, inputs, DynamicCache(config=model.config), **MODES[mode])
     with stratakv.attach(model), TieredCache.open(model, **tiers | {"ram": "256KiB"}) as cache:
         assert torch.equal(_run(model, inputs, cache, **MODES[mode]), expected)

@@ -11,7 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from stratakv import TieredCache
 from stratakv.attention import PagedTensor
 from stratakv.hf.compat import cache_kwargs
-from tests.hf.tiny_models import DECODERS, ENCODER_DECODERS, RECURRENT, build, prompt
+from tests.hf.tiny_models import DECODERS, ENCODER_DECODERS, RECURRENT, build, padded_prompt, prompt
 
 pytestmark = pytest.mark.hf
 
@@ -62,11 +62,7 @@ def test_tokens_equal_dynamic_cache(name, mode, tiers):
 @pytest.mark.parametrize("name", DECODERS)
 def test_left_padded_batch(name, mode, tiers):
     model = build(name)
-    ids = prompt(20, rows=3)
-    mask = torch.ones_like(ids)
-    mask[0, :7] = 0
-    mask[2, :2] = 0
-    inputs = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+    inputs = padded_prompt()
     expected = _run(model, inputs, DynamicCache(config=model.config), **MODES[mode])
     # Each of up to twelve rows has an open page in each layer.
     with TieredCache(model.config, **tiers | {"ram": "256KiB"}) as cache:

@@ -314,3 +314,12 @@ def prompt(num_tokens: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
     """(rows, num_tokens) ids without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, TEXT_VOCAB, (rows, num_tokens), generator=generator)
+
+
+def padded_prompt() -> dict[str, torch.Tensor]:
+    """Three rows of 20 ids, the first and the last padded on the left, with their mask."""
+    ids = prompt(20, rows=3)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    mask[2, :2] = 0
+    return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
