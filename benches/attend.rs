@@ -104,12 +104,13 @@ impl Context {
             for token in 0..tokens {
                 let tile = self.tile(0, pair / group, token / PAGE_TOKENS);
                 let first = token % PAGE_TOKENS * dim;
-                let score: f64 =
-                    (0..dim).map(|d| f64::from(q[d]) * f64::from(dtype.read(tile.keys, first + d))).sum();
+                let score: f64 = (0..dim)
+                    .map(|d| f64::from(q[d]) * f64::from(dtype.read(tile.keys.bytes, first + d)))
+                    .sum();
                 let weight = score.exp();
                 sum += weight;
                 for (d, (value, scale)) in acc.iter_mut().enumerate() {
-                    let term = weight * f64::from(dtype.read(tile.values, first + d));
+                    let term = weight * f64::from(dtype.read(tile.values.bytes, first + d));
                     *value += term;
                     *scale += term.abs();
                 }

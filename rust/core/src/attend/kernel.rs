@@ -4,14 +4,19 @@
 //! summed for the same rows, so that each element is loaded and widened once per group of
 //! rows. Scores: four tokens times R rows of sums, lanes along Dk, reduced at the end.
 //! Values: R rows times D vectors of sums, lanes along Dv, over all tokens of the chunk.
+//!
+//! Rows with scales are read as if they had none: a key's scale multiplies its scores, a
+//! value's its weights.
 
 #![expect(unsafe_code, reason = "loads and stores through pointers that were checked")]
 #![expect(clippy::inline_always, reason = "what is not inlined is compiled without the instructions")]
 #![expect(clippy::needless_range_loop, reason = "indices below constants unroll into registers")]
 
-use super::{CHUNK_TOKENS, Mass, Running, Tile};
+use super::walk::{At, Plain, Scaled, Walk};
+use super::{CHUNK_TOKENS, Kind, Mass, Rows, Running, Tile};
+use crate::codec::{Codes, With4, With8, scale_factor};
 use crate::dtype::DType;
-use crate::simd::{Bf16, Element, F16, F32, Simd, dispatch, exp, exp_vector, load_some};
+use crate::simd::{Bf16, F16, F32, Simd, dispatch, exp, exp_vector, load_some};
 
 dispatch! {
     /// Runs the kernel of exactly `level`; `None` where there is none on this machine.
@@ -44,15 +49,19 @@ fn attend_rows<S: Simd>(
     state: &mut Running<'_>,
     mass: &mut Mass<'_>,
 ) {
-    match tile.dtype {
-        DType::F32 => attend_elements::<S, F32>(simd, q, rows, tile, next, state, mass),
-        DType::Bf16 => attend_elements::<S, Bf16>(simd, q, rows, tile, next, state, mass),
-        DType::F16 => attend_elements::<S, F16>(simd, q, rows, tile, next, state, mass),
+    let next = next.filter(|next| next.kind == tile.kind);
+    match tile.kind {
+        Kind::Elements(DType::F32) => walk_tile::<S, Plain<F32>>(simd, q, rows, tile, next, state, mass),
+        Kind::Elements(DType::Bf16) => walk_tile::<S, Plain<Bf16>>(simd, q, rows, tile, next, state, mass),
+        Kind::Elements(DType::F16) => walk_tile::<S, Plain<F16>>(simd, q, rows, tile, next, state, mass),
+        Kind::Codes => walk_tile::<S, Scaled<Codes>>(simd, q, rows, tile, next, state, mass),
+        Kind::Planes(DType::F16) => walk_tile::<S, Scaled<With8>>(simd, q, rows, tile, next, state, mass),
+        Kind::Planes(_) => walk_tile::<S, Scaled<With4>>(simd, q, rows, tile, next, state, mass),
     }
 }
 
 #[inline(always)]
-fn attend_elements<S: Simd, E: Element>(
+fn walk_tile<S: Simd, W: Walk>(
     simd: S,
     q: &[f32],
     rows: usize,
@@ -62,29 +71,33 @@ fn attend_elements<S: Simd, E: Element>(
     mass: &mut Mass<'_>,
 ) {
     let mut weights: Weights = [[0.0; CHUNK_TOKENS]; ROWS];
+    let mut factors = Factors { keys: [0.0; CHUNK_TOKENS], values: [0.0; CHUNK_TOKENS] };
     let mut start = 0;
     while start < tile.tokens {
         let len = CHUNK_TOKENS.min(tile.tokens - start);
         let end = start + len;
+        if W::SCALED {
+            factors.fill(tile, start, len);
+        }
         let mut ahead = Ahead::default();
         if end < tile.tokens {
-            ahead.keys = tile.keys.as_ptr().wrapping_add(end * tile.dk * E::SIZE);
-            ahead.values = tile.values.as_ptr().wrapping_add(end * tile.dv * E::SIZE);
+            ahead =
+                Ahead { keys: W::row(&tile.keys, tile.dk, end), values: W::row(&tile.values, tile.dv, end) };
         } else if let Some(next) = next {
-            ahead = Ahead { keys: next.keys.as_ptr(), values: next.values.as_ptr() };
+            ahead = Ahead { keys: W::row(&next.keys, next.dk, 0), values: W::row(&next.values, next.dv, 0) };
         }
         let mut row = 0;
         while row < rows {
-            let block = Block { tile, start, len, row, ahead };
+            let block = Block { tile, factors: &factors, start, len, row, ahead };
             // SAFETY: `check` compared every length with its shape: q holds `rows` rows of
             // dk, keys and values `tokens` rows of dk and dv elements, acc `rows` rows of
             // dv; the block lies inside `rows` and `tokens` by the loops' bounds.
             row += unsafe {
                 match rows - row {
-                    1 => block.attend::<S, E, 1>(simd, q, &mut weights, state, mass),
-                    2 => block.attend::<S, E, 2>(simd, q, &mut weights, state, mass),
-                    3 => block.attend::<S, E, 3>(simd, q, &mut weights, state, mass),
-                    _ => block.attend::<S, E, 4>(simd, q, &mut weights, state, mass),
+                    1 => block.attend::<S, W, 1>(simd, q, &mut weights, state, mass),
+                    2 => block.attend::<S, W, 2>(simd, q, &mut weights, state, mass),
+                    3 => block.attend::<S, W, 3>(simd, q, &mut weights, state, mass),
+                    _ => block.attend::<S, W, 4>(simd, q, &mut weights, state, mass),
                 }
             };
             ahead = Ahead::default();
@@ -93,25 +106,38 @@ fn attend_elements<S: Simd, E: Element>(
     }
 }
 
+/// What the scores and the weights of a chunk's tokens are multiplied by, where rows have scales.
+struct Factors {
+    keys: [f32; CHUNK_TOKENS],
+    values: [f32; CHUNK_TOKENS],
+}
+
+impl Factors {
+    fn fill(&mut self, tile: &Tile<'_>, start: usize, len: usize) {
+        let each = |rows: &Rows<'_>, into: &mut [f32]| {
+            for (factor, scale) in into.iter_mut().zip(&rows.scales[start..start + len]) {
+                *factor = scale_factor(*scale);
+            }
+        };
+        each(&tile.keys, &mut self.keys);
+        each(&tile.values, &mut self.values);
+    }
+}
+
 /// Where the next chunk is, to be asked for line by line while this one is worked on: the
 /// processor's own prefetcher stops at every page and is too late for the rest, which
 /// costs half of the bandwidth and more. Null for none.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Ahead {
-    keys: *const u8,
-    values: *const u8,
-}
-
-impl Default for Ahead {
-    fn default() -> Self {
-        Self { keys: std::ptr::null(), values: std::ptr::null() }
-    }
+    keys: At,
+    values: At,
 }
 
 /// Some rows against one chunk.
 #[derive(Clone, Copy)]
 struct Block<'a> {
     tile: &'a Tile<'a>,
+    factors: &'a Factors,
     /// First token of the chunk.
     start: usize,
     /// Its tokens.
@@ -127,7 +153,7 @@ impl Block<'_> {
     /// # Safety
     /// q, keys, values and state are as long as their shapes say, and the block is inside.
     #[inline(always)]
-    unsafe fn attend<S: Simd, E: Element, const R: usize>(
+    unsafe fn attend<S: Simd, W: Walk, const R: usize>(
         self,
         simd: S,
         q: &[f32],
@@ -138,14 +164,17 @@ impl Block<'_> {
         let (tile, row) = (self.tile, self.row);
         // SAFETY: the caller's; offsets stay inside the slices named there.
         unsafe {
-            let keys = tile.keys.as_ptr().add(self.start * tile.dk * E::SIZE);
+            let keys = W::row(&tile.keys, tile.dk, self.start);
             let q = q.as_ptr().add(row * tile.dk);
-            score::<S, E, R>(simd, q, tile.dk, keys, self.ahead.keys, self.len, weights);
+            score::<S, W, R>(simd, q, tile.dk, keys, self.ahead.keys, self.len, weights);
         }
         let mut shrink = [0.0; R];
         let padded = self.len.next_multiple_of(S::LANES);
         for r in 0..R {
             let scores = &mut weights[r];
+            if W::SCALED {
+                multiply(&mut scores[..self.len], &self.factors.keys);
+            }
             scores[self.len..padded].fill(f32::NEG_INFINITY);
             if let Some(bias) = &tile.bias {
                 let bias = bias.of_row(row + r, tile.tokens, self.start, self.len);
@@ -154,13 +183,16 @@ impl Block<'_> {
                 }
             }
             shrink[r] = soften(simd, &mut scores[..padded], row + r, state, mass);
+            if W::SCALED {
+                multiply(&mut scores[..self.len], &self.factors.values);
+            }
         }
-        let (dv, stride) = (tile.dv, tile.dv * E::SIZE);
+        let dv = tile.dv;
         let mut column = 0;
         let mut ahead = self.ahead.values;
         // SAFETY: the caller's; `column` and the vectors from there stay below dv.
         unsafe {
-            let values = tile.values.as_ptr().add(self.start * stride);
+            let values = W::row(&tile.values, dv, self.start);
             let acc = state.acc.as_mut_ptr().add(row * dv);
             macro_rules! sum_columns {
                 ($($d:literal)*) => { $(
@@ -168,12 +200,12 @@ impl Block<'_> {
                     // fit the registers.
                     if $d == 1 || R * $d <= S::SUMS {
                         while dv - column >= $d * S::LANES {
-                            let (values, acc) = (values.add(column * E::SIZE), acc.add(column));
-                            sum::<S, E, R, $d>(
-                                simd, weights, &shrink, self.len, values, ahead, stride, acc, dv,
+                            let acc = acc.add(column);
+                            sum::<S, W, R, $d>(
+                                simd, weights, &shrink, self.len, values, ahead, column, acc, dv,
                             );
                             // Whole rows were asked for.
-                            ahead = std::ptr::null();
+                            ahead = At::default();
                             column += $d * S::LANES;
                         }
                     }
@@ -181,11 +213,19 @@ impl Block<'_> {
             }
             sum_columns!(8 4 2 1);
             if column < dv {
-                let (values, acc) = (values.add(column * E::SIZE), acc.add(column));
-                sum_rest::<S, E, R>(simd, weights, &shrink, self.len, values, stride, acc, dv, dv - column);
+                let acc = acc.add(column);
+                sum_rest::<S, W, R>(simd, weights, &shrink, self.len, values, column, acc, dv);
             }
         }
         R
+    }
+}
+
+/// Multiplies as many values as there are.
+#[inline(always)]
+fn multiply(values: &mut [f32], factors: &[f32; CHUNK_TOKENS]) {
+    for (value, factor) in values.iter_mut().zip(factors) {
+        *value *= factor;
     }
 }
 
@@ -196,12 +236,12 @@ impl Block<'_> {
 /// `q` is valid for R rows of `dk` floats, `keys` for `tokens` rows of `dk` elements;
 /// `tokens` is 1 to `CHUNK_TOKENS`.
 #[inline(always)]
-unsafe fn score<S: Simd, E: Element, const R: usize>(
+unsafe fn score<S: Simd, W: Walk, const R: usize>(
     simd: S,
     q: *const f32,
     dk: usize,
-    keys: *const u8,
-    ahead: *const u8,
+    keys: At,
+    ahead: At,
     tokens: usize,
     scores: &mut Weights,
 ) {
@@ -210,21 +250,21 @@ unsafe fn score<S: Simd, E: Element, const R: usize>(
     let mut token = 0;
     while token < tokens {
         if !ahead.is_null() {
-            prefetch(simd, ahead.wrapping_add(token * dk * E::SIZE), 4 * dk * E::SIZE);
+            W::prefetch(simd, ahead, dk, token, 4);
         }
         // SAFETY: the caller's; no token is past `last`, no element past dk, and the
         // scores have room for whole groups of four because CHUNK_TOKENS is a multiple.
         unsafe {
             let mut rows = [keys; 4];
             for (t, row) in rows.iter_mut().enumerate() {
-                *row = keys.add((token + t).min(last) * dk * E::SIZE);
+                *row = W::step(keys, dk, (token + t).min(last));
             }
             let mut sums = [[simd.splat(0.0); 4]; R];
             let mut d = 0;
             while d < whole {
                 let mut elements = [simd.splat(0.0); 4];
                 for t in 0..4 {
-                    elements[t] = E::load(simd, rows[t].add(d * E::SIZE));
+                    elements[t] = W::load(simd, rows[t], d);
                 }
                 for r in 0..R {
                     let q = simd.load_f32(q.add(r * dk + d).cast());
@@ -238,7 +278,7 @@ unsafe fn score<S: Simd, E: Element, const R: usize>(
                 for r in 0..R {
                     let q = load_some::<S, F32>(simd, q.add(r * dk + d).cast(), dk - d);
                     for t in 0..4 {
-                        let element = load_some::<S, E>(simd, rows[t].add(d * E::SIZE), dk - d);
+                        let element = W::load_some(simd, rows[t], d, dk - d);
                         sums[r][t] = simd.fma(q, element, sums[r][t]);
                     }
                 }
@@ -292,20 +332,20 @@ fn soften<S: Simd>(
     shrink
 }
 
-/// Adds the weighted values of D vectors' columns to R rows of `acc`.
+/// Adds the weighted values of D vectors of columns, from `column` on, to R rows of `acc`.
 ///
 /// # Safety
-/// `values` is valid for `tokens` rows `stride` bytes apart, of D vectors of elements;
+/// `values` is valid for `tokens` rows of `dv` elements, and the columns are inside;
 /// `acc` for R rows `dv` floats apart, of D vectors; `tokens` is at most `CHUNK_TOKENS`.
 #[inline(always)]
-unsafe fn sum<S: Simd, E: Element, const R: usize, const D: usize>(
+unsafe fn sum<S: Simd, W: Walk, const R: usize, const D: usize>(
     simd: S,
     weights: &Weights,
     shrink: &[f32; R],
     tokens: usize,
-    values: *const u8,
-    ahead: *const u8,
-    stride: usize,
+    values: At,
+    ahead: At,
+    column: usize,
     acc: *mut f32,
     dv: usize,
 ) {
@@ -315,13 +355,13 @@ unsafe fn sum<S: Simd, E: Element, const R: usize, const D: usize>(
     let mut value = values;
     while token < tokens {
         if !ahead.is_null() {
-            prefetch(simd, ahead.wrapping_add(token * stride), stride);
+            W::prefetch(simd, ahead, dv, token, 1);
         }
         let mut elements = [simd.splat(0.0); D];
         // SAFETY: the caller's.
         unsafe {
             for d in 0..D {
-                elements[d] = E::load(simd, value.add(d * S::LANES * E::SIZE));
+                elements[d] = W::load(simd, value, column + d * S::LANES);
             }
         }
         for r in 0..R {
@@ -330,7 +370,7 @@ unsafe fn sum<S: Simd, E: Element, const R: usize, const D: usize>(
                 sums[r][d] = simd.fma(weight, elements[d], sums[r][d]);
             }
         }
-        value = value.wrapping_add(stride);
+        value = W::step(value, dv, 1);
         token += 1;
     }
     for r in 0..R {
@@ -345,26 +385,26 @@ unsafe fn sum<S: Simd, E: Element, const R: usize, const D: usize>(
     }
 }
 
-/// [`sum`] for the last `columns`, fewer than a vector.
+/// [`sum`] for the last columns, fewer than a vector.
 ///
 /// # Safety
-/// As [`sum`], with `columns` elements per row.
+/// As [`sum`].
 #[inline(always)]
-unsafe fn sum_rest<S: Simd, E: Element, const R: usize>(
+unsafe fn sum_rest<S: Simd, W: Walk, const R: usize>(
     simd: S,
     weights: &Weights,
     shrink: &[f32; R],
     tokens: usize,
-    values: *const u8,
-    stride: usize,
+    values: At,
+    column: usize,
     acc: *mut f32,
     dv: usize,
-    columns: usize,
 ) {
+    let columns = dv - column;
     let mut sums = [simd.splat(0.0); R];
     for token in 0..tokens {
         // SAFETY: the caller's.
-        let elements = unsafe { load_some::<S, E>(simd, values.add(token * stride), columns) };
+        let elements = unsafe { W::load_some(simd, W::step(values, dv, token), column, columns) };
         for r in 0..R {
             sums[r] = simd.fma(simd.splat(weights[r][token]), elements, sums[r]);
         }
@@ -379,15 +419,5 @@ unsafe fn sum_rest<S: Simd, E: Element, const R: usize>(
                 at.write(at.read().mul_add(shrink[r], *lane));
             }
         }
-    }
-}
-
-/// Asks for `len` bytes. Any address is allowed.
-#[inline(always)]
-fn prefetch<S: Simd>(simd: S, at: *const u8, len: usize) {
-    let mut line = 0;
-    while line < len {
-        simd.prefetch(at.wrapping_add(line));
-        line += 64;
     }
 }

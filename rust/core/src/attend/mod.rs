@@ -1,7 +1,7 @@
 //! Exact decode attention on the CPU: few query rows over many pages, softmax streamed.
 //!
-//! What it is: [`attend_tile`] folds one slice of a page of one KV head into a
-//! [`Running`] softmax; [`Running::merge`] joins states that were computed apart;
+//! What it is: [`attend_tile`] folds one slice of a page of one KV head, elements or
+//! planes, into a [`Running`] softmax; [`Running::merge`] joins states that were computed apart;
 //! [`Running::finish`] divides. [`Plan`] cuts a batch into near-equal shares and
 //! [`attend_batch`] runs them on a [`Parallel`]. What it is not: it selects nothing,
 //! rotates nothing, and knows no store.
@@ -27,6 +27,8 @@ mod plan;
 mod pool;
 mod running;
 mod scalar;
+mod tile;
+mod walk;
 
 pub use batch::{BatchShape, Pages, attend_batch};
 #[cfg(target_os = "linux")]
@@ -35,77 +37,12 @@ pub use parallel::{Inline, Parallel};
 pub use plan::{Plan, Span};
 pub use pool::Pool;
 pub use running::{Mass, Running};
+pub use tile::{Bias, Kind, Rows, Tile};
 
-use crate::dtype::DType;
 use crate::simd::SimdLevel;
 
 /// Tokens that one inner step scores before it touches values; bounds the stack scratch.
 const CHUNK_TOKENS: usize = 64;
-
-/// Additive mask of a tile; `-inf` excludes a token.
-#[derive(Clone, Copy, Debug)]
-pub enum Bias<'a> {
-    /// One value per token, the same for every row: (T).
-    Shared(&'a [f32]),
-    /// One value per row and token: (R, T).
-    PerRow(&'a [f32]),
-}
-
-impl Bias<'_> {
-    /// The mask of `row` for tokens `start..start + len`, of a tile of `tokens`.
-    #[inline]
-    fn of_row(&self, row: usize, tokens: usize, start: usize, len: usize) -> &[f32] {
-        match self {
-            Self::Shared(values) => &values[start..start + len],
-            Self::PerRow(values) => &values[row * tokens + start..row * tokens + start + len],
-        }
-    }
-}
-
-/// Keys and values of one KV head for some consecutive tokens.
-#[derive(Clone, Copy, Debug)]
-pub struct Tile<'a> {
-    /// (T, Dk) elements of `dtype`, little-endian; longer is allowed, the rest is not read.
-    pub keys: &'a [u8],
-    /// (T, Dv), likewise.
-    pub values: &'a [u8],
-    /// T: valid rows.
-    pub tokens: usize,
-    /// Head dim of the keys.
-    pub dk: usize,
-    /// Head dim of the values.
-    pub dv: usize,
-    /// Element type of both.
-    pub dtype: DType,
-    /// Additive mask, or none.
-    pub bias: Option<Bias<'a>>,
-}
-
-impl<'a> Tile<'a> {
-    /// One KV head's slice of a page: keys of `page_tokens` tokens, then their values, of
-    /// which the first `tokens` rows of each are valid.
-    ///
-    /// # Panics
-    /// When `tokens` exceeds `page_tokens`, or the slice is shorter than a page.
-    pub fn of_page(
-        slice: &'a [u8],
-        page_tokens: usize,
-        tokens: usize,
-        dk: usize,
-        dv: usize,
-        dtype: DType,
-    ) -> Self {
-        assert!(tokens <= page_tokens, "{tokens} tokens in a page of {page_tokens}");
-        let (keys, values) = slice.split_at(page_tokens * dk * dtype.size());
-        Self { keys, values, tokens, dk, dv, dtype, bias: None }
-    }
-
-    /// The same tile under an additive mask.
-    #[must_use]
-    pub fn with_bias(self, bias: Bias<'a>) -> Self {
-        Self { bias: Some(bias), ..self }
-    }
-}
 
 /// Folds `tile` into `state`, with the best instructions that the machine has.
 ///
@@ -138,7 +75,7 @@ pub fn attend_tile_at(
     state: &mut Running<'_>,
     mass: Option<&mut Mass<'_>>,
 ) {
-    check(q, rows, tile, state, mass.as_deref());
+    tile.check(q, rows, state, mass.as_deref());
     let mut empty = Mass { reference: &mut [], sum: &mut [] };
     let mass = match mass {
         Some(mass) => {
@@ -165,43 +102,6 @@ pub fn host_threads() -> Box<dyn Parallel> {
         return Box::new(team);
     }
     Box::new(Pool::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)))
-}
-
-/// Everything that the kernels rely on instead of checking again.
-fn check(q: &[f32], rows: usize, tile: &Tile<'_>, state: &Running<'_>, mass: Option<&Mass<'_>>) {
-    let size = tile.dtype.size();
-    let (tokens, dk, dv) = (tile.tokens, tile.dk, tile.dv);
-    assert!(q.len() >= rows * dk, "q has {} values, {rows} rows of {dk} need more", q.len());
-    assert!(
-        tile.keys.len() >= tokens * dk * size,
-        "keys have {} bytes, {tokens} x {dk} {} need more",
-        tile.keys.len(),
-        tile.dtype
-    );
-    assert!(
-        tile.values.len() >= tokens * dv * size,
-        "values have {} bytes, {tokens} x {dv} {} need more",
-        tile.values.len(),
-        tile.dtype
-    );
-    assert!(
-        state.max.len() == rows && state.sum.len() == rows && state.acc.len() == rows * dv,
-        "state holds {} rows and {} values, not {rows} rows of {dv}",
-        state.max.len(),
-        state.acc.len()
-    );
-    match tile.bias {
-        None => {}
-        Some(Bias::Shared(bias)) => {
-            assert!(bias.len() >= tokens, "{} biases for {tokens} tokens", bias.len());
-        }
-        Some(Bias::PerRow(bias)) => {
-            assert!(bias.len() >= rows * tokens, "{} biases for {rows} x {tokens}", bias.len());
-        }
-    }
-    if let Some(mass) = mass {
-        assert!(mass.reference.len() >= rows && mass.sum.len() >= rows, "mass holds fewer than {rows} rows");
-    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! The reference kernel: plain loops, the formulas of the vector kernels.
 
-use super::{CHUNK_TOKENS, Mass, Running, Tile};
+use super::{CHUNK_TOKENS, Kind, Mass, Rows, Running, Tile};
+use crate::codec::{decoded, restored};
 use crate::simd::exp;
 
 /// See [`super::attend_tile`]; lengths were checked there.
 pub(super) fn attend(q: &[f32], rows: usize, tile: &Tile<'_>, state: &mut Running<'_>, mass: &mut Mass<'_>) {
-    let (dk, dv, dtype) = (tile.dk, tile.dv, tile.dtype);
+    let (dk, dv, kind) = (tile.dk, tile.dv, tile.kind);
     let mut weights = [0.0_f32; CHUNK_TOKENS];
     for start in (0..tile.tokens).step_by(CHUNK_TOKENS) {
         let len = CHUNK_TOKENS.min(tile.tokens - start);
@@ -13,10 +14,9 @@ pub(super) fn attend(q: &[f32], rows: usize, tile: &Tile<'_>, state: &mut Runnin
             let weights = &mut weights[..len];
             let q = &q[row * dk..(row + 1) * dk];
             for (token, score) in weights.iter_mut().enumerate() {
-                let first = (start + token) * dk;
                 let mut dot = 0.0_f32;
                 for (d, q) in q.iter().enumerate() {
-                    dot = q.mul_add(dtype.read(tile.keys, first + d), dot);
+                    dot = q.mul_add(element(kind, &tile.keys, dk, start + token, d), dot);
                 }
                 *score = dot;
             }
@@ -31,10 +31,23 @@ pub(super) fn attend(q: &[f32], rows: usize, tile: &Tile<'_>, state: &mut Runnin
                 // The chunk is summed on its own first: sums of sums lose less.
                 let mut part = 0.0_f32;
                 for (token, weight) in weights.iter().enumerate() {
-                    part = weight.mul_add(dtype.read(tile.values, (start + token) * dv + d), part);
+                    part = weight.mul_add(element(kind, &tile.values, dv, start + token, d), part);
                 }
                 *acc = acc.mul_add(shrink, part);
             }
+        }
+    }
+}
+
+/// One element, whatever it is kept as.
+fn element(kind: Kind, rows: &Rows<'_>, dim: usize, token: usize, d: usize) -> f32 {
+    match kind {
+        Kind::Elements(dtype) => dtype.read(rows.bytes, token * dim + d),
+        Kind::Codes => decoded(rows.scales[token], rows.bytes[token * dim + d]),
+        Kind::Planes(dtype) => {
+            let codes = &rows.bytes[token * dim..(token + 1) * dim];
+            let residual = &rows.residual[token * kind.residual_bytes(dim)..];
+            restored(dtype, rows.scales[token], codes, residual, d)
         }
     }
 }

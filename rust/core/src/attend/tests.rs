@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::codec::{RowShape, decode_rows, encode_rows, restore_rows};
 use crate::dtype::DType;
 
 /// A small generator, so that a case is named by its seed.
@@ -39,13 +40,15 @@ struct Case {
     dtype: DType,
     /// 0 none, 1 shared, 2 per row.
     bias: u8,
+    /// 0 elements, 1 codes, 2 both planes.
+    kept: u8,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let dims = || prop_oneof![Just(64_usize), Just(80), Just(96), Just(128), 1_usize..150];
     let dtypes = prop_oneof![Just(DType::F32), Just(DType::Bf16), Just(DType::F16)];
-    (any::<u64>(), 1_usize..20, 1_usize..80, 0_usize..300, dims(), dims(), dtypes, 0_u8..3).prop_map(
-        |(seed, rows, page_tokens, tokens, dk, dv, dtype, bias)| Case {
+    (any::<u64>(), 1_usize..20, 1_usize..80, 0_usize..300, dims(), dims(), dtypes, 0_u8..3, 0_u8..3).prop_map(
+        |(seed, rows, page_tokens, tokens, dk, dv, dtype, bias, kept)| Case {
             seed,
             rows,
             page_tokens,
@@ -54,14 +57,79 @@ fn cases() -> impl Strategy<Value = Case> {
             dv,
             dtype,
             bias,
+            kept,
         },
     )
 }
 
 struct Inputs {
     q: Vec<f32>,
-    pages: Vec<Vec<u8>>,
+    pages: Vec<Page>,
     bias: Vec<f32>,
+}
+
+/// Keys and values of a page, as they are kept and as what they stand for.
+struct Page {
+    elements: Vec<u8>,
+    keys: Coded,
+    values: Coded,
+    truth: Vec<f32>,
+}
+
+struct Coded {
+    scales: Vec<u8>,
+    codes: Vec<u8>,
+    residual: Vec<u8>,
+}
+
+impl Coded {
+    fn rows(&self, kept: u8) -> Rows<'_> {
+        let residual = if kept == 2 { &self.residual[..] } else { &[] };
+        Rows { bytes: &self.codes, residual, scales: &self.scales }
+    }
+}
+
+impl Page {
+    fn new(case: &Case, random: &mut Random) -> Self {
+        let elements = random.elements(case.page_tokens * (case.dk + case.dv), case.dtype);
+        let (keys, values) = elements.split_at(case.page_tokens * case.dk * case.dtype.size());
+        let mut truth = Vec::new();
+        let keys = coded(case, keys, case.dk, &mut truth);
+        let values = coded(case, values, case.dv, &mut truth);
+        Self { elements, keys, values, truth }
+    }
+
+    fn tile<'a>(&'a self, case: &Case, tokens: usize) -> Tile<'a> {
+        let tile = Tile::of_page(&self.elements, case.page_tokens, tokens, case.dk, case.dv, case.dtype);
+        let kind = match case.kept {
+            0 => return tile,
+            1 => Kind::Codes,
+            _ => Kind::Planes(case.dtype),
+        };
+        Tile { keys: self.keys.rows(case.kept), values: self.values.rows(case.kept), kind, ..tile }
+    }
+}
+
+/// The planes of some rows; adds what they stand for to `truth`.
+fn coded(case: &Case, rows: &[u8], dim: usize, truth: &mut Vec<f32>) -> Coded {
+    let shape = RowShape { dim, dtype: case.dtype };
+    let (count, size) = (case.page_tokens, case.dtype.size());
+    let mut coded = Coded {
+        scales: vec![0; count],
+        codes: vec![0; count * dim],
+        residual: vec![0; count * shape.residual_bytes()],
+    };
+    encode_rows(shape, rows, &mut coded.scales, &mut coded.codes, &mut coded.residual);
+    let mut out = vec![0; count * dim * 4];
+    match case.kept {
+        0 => truth.extend((0..rows.len() / size).map(|index| case.dtype.read(rows, index))),
+        1 => decode_rows(dim, &coded.scales, &coded.codes, DType::F32, &mut out),
+        _ => restore_rows(shape, &coded.scales, &coded.codes, &coded.residual, DType::F32, &mut out),
+    }
+    if case.kept > 0 {
+        truth.extend((0..count * dim).map(|index| DType::F32.read(&out, index)));
+    }
+    coded
 }
 
 fn inputs(case: &Case) -> Inputs {
@@ -70,9 +138,7 @@ fn inputs(case: &Case) -> Inputs {
     for q in &mut q {
         *q /= (case.dk as f32).sqrt();
     }
-    let pages = (0..case.tokens.div_ceil(case.page_tokens))
-        .map(|_| random.elements(case.page_tokens * (case.dk + case.dv), case.dtype))
-        .collect();
+    let pages = (0..case.tokens.div_ceil(case.page_tokens)).map(|_| Page::new(case, &mut random)).collect();
     let mut bias = random.values(case.rows * case.tokens);
     for bias in &mut bias {
         if *bias > 1.0 {
@@ -91,7 +157,7 @@ fn for_each_tile(case: &Case, inputs: &Inputs, mut visit: impl FnMut(Tile<'_>)) 
     for (index, page) in inputs.pages.iter().enumerate() {
         let first = index * case.page_tokens;
         let tokens = case.page_tokens.min(case.tokens - first);
-        let tile = Tile::of_page(page, case.page_tokens, tokens, case.dk, case.dv, case.dtype);
+        let tile = page.tile(case, tokens);
         let per_row: Vec<f32> = (0..case.rows)
             .flat_map(|row| inputs.bias[row * case.tokens + first..][..tokens].iter().copied())
             .collect();
@@ -115,10 +181,7 @@ fn bias_at(case: &Case, inputs: &Inputs, row: usize, token: usize) -> f64 {
 /// a relative error refers to.
 fn oracle(case: &Case, inputs: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let (mut out, mut scale) = (vec![0.0; case.rows * case.dv], vec![0.0; case.rows * case.dv]);
-    let at = |token: usize, offset: usize| {
-        let page = &inputs.pages[token / case.page_tokens];
-        f64::from(case.dtype.read(page, offset))
-    };
+    let at = |token: usize, offset: usize| f64::from(inputs.pages[token / case.page_tokens].truth[offset]);
     for row in 0..case.rows {
         let scores: Vec<f64> = (0..case.tokens)
             .map(|token| {
@@ -237,8 +300,17 @@ proptest! {
 #[test]
 fn what_is_masked_throughout_gives_zeros_and_no_nan() {
     for level in SimdLevel::supported() {
-        let case =
-            Case { seed: 1, rows: 5, page_tokens: 9, tokens: 9, dk: 33, dv: 17, dtype: DType::Bf16, bias: 1 };
+        let case = Case {
+            seed: 1,
+            rows: 5,
+            page_tokens: 9,
+            tokens: 9,
+            dk: 33,
+            dv: 17,
+            dtype: DType::Bf16,
+            bias: 1,
+            kept: 0,
+        };
         let mut inputs = inputs(&case);
         inputs.bias.fill(f32::NEG_INFINITY);
         assert!(run(level, &case, &inputs).iter().all(|out| out.to_bits() == 0), "{level}");
@@ -258,9 +330,10 @@ fn a_nan_among_the_keys_comes_out_as_nan() {
                 dv: 64,
                 dtype: DType::F32,
                 bias: 0,
+                kept: 0,
             };
             let mut inputs = inputs(&case);
-            DType::F32.write(&mut inputs.pages[0], position * 64 + 5, f32::NAN);
+            DType::F32.write(&mut inputs.pages[0].elements, position * 64 + 5, f32::NAN);
             assert!(run(level, &case, &inputs).iter().all(|out| out.is_nan()), "{level} {position}");
         }
     }
@@ -289,14 +362,23 @@ impl Pages for InMemory<'_> {
     fn tile(&self, _: usize, _: usize, page: usize) -> Tile<'_> {
         let case = self.case;
         let tokens = case.page_tokens.min(case.tokens - page * case.page_tokens);
-        Tile::of_page(&self.inputs.pages[page], case.page_tokens, tokens, case.dk, case.dv, case.dtype)
+        self.inputs.pages[page].tile(case, tokens)
     }
 }
 
 #[test]
 fn a_batch_gives_each_row_its_own_attention() {
-    let case =
-        Case { seed: 3, rows: 3, page_tokens: 8, tokens: 203, dk: 64, dv: 48, dtype: DType::F16, bias: 0 };
+    let case = Case {
+        seed: 3,
+        rows: 3,
+        page_tokens: 8,
+        tokens: 203,
+        dk: 64,
+        dv: 48,
+        dtype: DType::F16,
+        bias: 0,
+        kept: 0,
+    };
     let inputs = inputs(&case);
     let truth = oracle(&case, &inputs);
     let shape = BatchShape { sequences: 2, kv_heads: 3, rows: case.rows, dk: case.dk, dv: case.dv };

@@ -21,7 +21,7 @@ use super::attend::{Call, Place, Scratch as AttendScratch, Step, read_query};
 use super::digest::{CHAPTER_PAGES, Digest, DigestLayout};
 use super::feed::{Batch, PageRef, Source, stream};
 use super::table::{Layout, Table};
-use crate::attend::{Inline, Parallel, Running, Tile};
+use crate::attend::{Inline, Kind, Parallel, Rows, Running, Tile};
 use crate::error::{Error, Result};
 use crate::rotary::Turns;
 use crate::score::{BLOCK_TOKENS, Budget, Choice, Masses, Summary, estimate, largest, slow_elements, weigh};
@@ -577,12 +577,12 @@ impl Reading<'_> {
         let page = batch.page(run.entry, step.tables);
         let first = run.within * BLOCK_TOKENS;
         Tile {
-            keys: &page[layout.keys(head, first, run.tokens)],
-            values: &page[layout.values(head, first, run.tokens)],
+            keys: Rows::elements(&page[layout.keys(head, first, run.tokens)]),
+            values: Rows::elements(&page[layout.values(head, first, run.tokens)]),
+            kind: Kind::Elements(step.shape.dtype),
             tokens: run.tokens,
             dk: step.shape.key_dim as usize,
             dv: step.shape.value_dim as usize,
-            dtype: step.shape.dtype,
             bias: None,
         }
     }

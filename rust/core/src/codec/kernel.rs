@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "loads and stores through pointers into slices")]
 #![expect(clippy::inline_always, reason = "what is not inlined is compiled without the instructions")]
 
+use super::coded::{Coded, Codes, CodesOrNan, With4, With8};
 use super::planes::{NOT_FINITE, RowShape, inverse_scale, part, part_mut, scale_factor, scale_of};
 use super::scalar;
 use crate::dtype::DType;
@@ -33,73 +34,6 @@ dispatch! {
     pub(super) fn restore_rows(
         shape: RowShape, scales: &[u8], codes: &[u8], residual: &[u8], dtype: DType, out: &mut [u8],
     ) -> () => restore_all;
-}
-
-/// What codes, alone or with residuals, are loaded as.
-trait Coded {
-    /// Bytes of residuals of `len` elements.
-    fn residual_bytes(len: usize) -> usize;
-
-    /// # Safety
-    /// `codes` is valid for reads of `LANES` bytes, `residual` of the residuals of as many.
-    unsafe fn load<S: Simd>(simd: S, codes: *const u8, residual: *const u8) -> S::Floats;
-}
-
-/// Codes of which 0x7f and 0xff are NaN.
-struct CodesOrNan;
-/// Codes of a row.
-struct Codes;
-/// With residuals of 4 bits.
-struct With4;
-/// With residuals of a byte.
-struct With8;
-
-impl Coded for CodesOrNan {
-    #[inline(always)]
-    fn residual_bytes(_: usize) -> usize {
-        0
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, codes: *const u8, _: *const u8) -> S::Floats {
-        // SAFETY: the caller's.
-        unsafe { simd.load_fp8_or_nan(codes) }
-    }
-}
-
-impl Coded for Codes {
-    #[inline(always)]
-    fn residual_bytes(_: usize) -> usize {
-        0
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, codes: *const u8, _: *const u8) -> S::Floats {
-        // SAFETY: the caller's.
-        unsafe { simd.load_fp8(codes) }
-    }
-}
-
-impl Coded for With4 {
-    #[inline(always)]
-    fn residual_bytes(len: usize) -> usize {
-        len.div_ceil(2)
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, codes: *const u8, residual: *const u8) -> S::Floats {
-        // SAFETY: the caller's.
-        unsafe { simd.load_fp8_residual4(codes, residual) }
-    }
-}
-
-impl Coded for With8 {
-    #[inline(always)]
-    fn residual_bytes(len: usize) -> usize {
-        len
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(simd: S, codes: *const u8, residual: *const u8) -> S::Floats {
-        // SAFETY: the caller's.
-        unsafe { simd.load_fp8_residual8(codes, residual) }
-    }
 }
 
 /// Writes the elements of one slice of codes, times `factor`.

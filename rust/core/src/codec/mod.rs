@@ -12,13 +12,16 @@
 //! rounding to nearest with ties away leaves the value's own low bits as the residual is
 //! this module's.
 
+mod coded;
 pub mod fp8;
 mod kernel;
 pub mod planes;
 mod scalar;
 
+pub(crate) use coded::{Coded, Codes, With4, With8};
 pub use fp8::{decode_fp8, encode_fp8, f32_to_fp8, fp8_to_f32};
 pub use planes::{RowShape, decode_rows, encode_rows, restore_rows, scale_factor};
+pub(crate) use scalar::{decoded, restored};
 
 #[cfg(test)]
 mod tests;

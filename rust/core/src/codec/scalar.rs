@@ -64,9 +64,13 @@ pub(super) fn encode_row(shape: RowShape, row: &[u8], codes: &mut [u8], residual
 
 pub(super) fn decode_row(scale: u8, codes: &[u8], dtype: DType, out: &mut [u8]) {
     for (index, code) in codes.iter().enumerate() {
-        let half = (code & 0x7f) as u16 * 128;
-        dtype.write(out, index, scaled(scale, *code, half));
+        dtype.write(out, index, decoded(scale, *code));
     }
+}
+
+/// The value of a row's code.
+pub(crate) fn decoded(scale: u8, code: u8) -> f32 {
+    scaled(scale, code, u16::from(code & 0x7f) * 128)
 }
 
 pub(super) fn restore_row(
@@ -77,17 +81,23 @@ pub(super) fn restore_row(
     dtype: DType,
     out: &mut [u8],
 ) {
-    for (index, code) in codes.iter().enumerate() {
-        let rounded = i16::from(code & 0x7f);
-        let half = if shape.dtype == DType::F16 {
-            rounded * 128 + i16::from(residual[index].cast_signed())
-        } else {
-            let nibble = residual[index / 2] >> (index % 2 * 4);
-            // Two's complement of 4 bits, times 8: a nibble's place in a float16.
-            rounded * 128 + i16::from((nibble << 4).cast_signed() >> 1)
-        };
-        dtype.write(out, index, scaled(scale, *code, half.cast_unsigned()));
+    for index in 0..codes.len() {
+        dtype.write(out, index, restored(shape.dtype, scale, codes, residual, index));
     }
+}
+
+/// The value that both planes of a row have at `index`; `dtype` is the row's.
+pub(crate) fn restored(dtype: DType, scale: u8, codes: &[u8], residual: &[u8], index: usize) -> f32 {
+    let code = codes[index];
+    let rounded = i16::from(code & 0x7f);
+    let half = if dtype == DType::F16 {
+        rounded * 128 + i16::from(residual[index].cast_signed())
+    } else {
+        let nibble = residual[index / 2] >> (index % 2 * 4);
+        // Two's complement of 4 bits, times 8: a nibble's place in a float16.
+        rounded * 128 + i16::from((nibble << 4).cast_signed() >> 1)
+    };
+    scaled(scale, code, half.cast_unsigned())
 }
 
 /// What a float16 of the value times 2^-8 stands for, with the code's sign.
