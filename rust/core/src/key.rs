@@ -71,8 +71,17 @@ impl Chain {
 
     /// Key of the page of `layer` that ends at this point of the chain.
     pub fn page(&self, layer: u32) -> PageKey {
+        self.named(b"page", layer)
+    }
+
+    /// Key of that page's residual plane, where it is kept in planes.
+    pub fn residual(&self, layer: u32) -> PageKey {
+        self.named(b"residual", layer)
+    }
+
+    fn named(&self, what: &[u8], layer: u32) -> PageKey {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        hasher.update(b"page");
+        hasher.update(what);
         hasher.update(&layer.to_le_bytes());
         let mut key = [0_u8; 16];
         key.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
@@ -102,6 +111,7 @@ mod tests {
         assert_ne!(base, root.extend(&[1, 2], b"").extend(&[3], b""));
         assert_ne!(base, root.extend(&[1, 2, 3], b"image"));
         assert_ne!(base.page(0), base.page(1));
+        assert_ne!(base.page(0), base.residual(0));
         assert_ne!(Chain::anonymous().unwrap(), Chain::anonymous().unwrap());
     }
 }

@@ -72,7 +72,7 @@ impl Salts {
 #[pymethods]
 impl KvCache {
     #[new]
-    #[pyo3(signature = (store, *, num_layers, page_tokens=64, identity=None, settings=None, rotary=None))]
+    #[pyo3(signature = (store, *, num_layers, page_tokens=64, identity=None, settings=None, rotary=None, planes=false))]
     fn new(
         py: Python<'_>,
         store: &Store,
@@ -81,10 +81,11 @@ impl KvCache {
         identity: Option<Vec<u8>>,
         settings: Option<BTreeMap<String, String>>,
         rotary: Option<(Vec<f64>, bool)>,
+        planes: bool,
     ) -> PyResult<Self> {
         let settings = settings.unwrap_or_default();
         let rotary = rotary.map(|(inv_freq, interleaved)| Rotary { inv_freq, interleaved });
-        let config = CacheConfig { num_layers, page_tokens, identity, settings, rotary };
+        let config = CacheConfig { num_layers, page_tokens, identity, settings, rotary, planes };
         let store = store.engine();
         enter(py, || cache::KvCache::new(store, config)).map(Self::wrap)
     }
@@ -169,7 +170,7 @@ impl KvCache {
         self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, rotated))
     }
 
-    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, dense_below, trained_tokens))]
+    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, trained_tokens))]
     fn select(
         &self,
         py: Python<'_>,
@@ -178,11 +179,12 @@ impl KvCache {
         window: usize,
         unread: f32,
         growth: f32,
+        critical: f32,
         dense_below: usize,
         trained_tokens: usize,
     ) -> PyResult<()> {
         let guard = Guard { unread, growth };
-        let budget = Budget { blocks, sinks, window, critical: 1.0, guard };
+        let budget = Budget { blocks, sinks, window, critical, guard };
         self.with(py, |cache| cache.select(Some(Selection { budget, dense_below, trained_tokens })))
     }
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::table::{HeldPage, Layout, Table};
+use super::feed::{Batch, PageRef, Source};
+use super::layout::{Layout, PageBytes};
+use super::table::{SealedKeys, SealedPage, Table};
 use super::{Extent, KvCache, ReadRows};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
-use crate::key::PageKey;
 use crate::session::LayerShape;
 use crate::store::{Lifetime, Store};
-use crate::tier::ram::PageMut;
+use crate::tier::ram::{Page, PageMut};
 
 impl KvCache {
     /// Adds (B, H, T, Dk) keys and (B, H, T, Dv) values to a layer. The first append fixes
@@ -24,7 +25,7 @@ impl KvCache {
     pub fn append(&mut self, layer: usize, keys: &dyn ReadRows, values: &dyn ReadRows) -> Result<()> {
         self.check_layer(layer)?;
         let shape = self.accept(layer, &keys.extent(), &values.extent())?;
-        let layout = Layout::new(&shape, self.config.page_tokens);
+        let layout = self.layout_of(&shape);
         let before = self.layers[layer].len;
         let result = self.fill(layer, &layout, keys, values);
         if result.is_err() {
@@ -103,25 +104,27 @@ impl KvCache {
             done += tokens;
             self.layers[layer].len = at + tokens;
             if within + tokens == page_tokens {
-                self.seal(layer, page)?;
+                self.seal(layer, page, layout)?;
             }
         }
         Ok(())
     }
 
     /// Seals the full open page of every row.
-    fn seal(&mut self, index: usize, page: usize) -> Result<()> {
+    fn seal(&mut self, index: usize, page: usize, layout: &Layout) -> Result<()> {
         for row in 0..self.rows {
-            let (key, lifetime) = self.next_key(index, row, page);
+            let (keys, lifetime) = self.next_keys(index, row, page);
             let layer = &mut self.layers[index];
             // Writing made it this row's own.
             let open = layer.tables[row].open.take().and_then(Arc::into_inner).ok_or_else(still_shared);
-            match open.and_then(|open| self.store.seal(key, open, lifetime)) {
-                Ok(page) => {
-                    let held = HeldPage::adopt(self.store.clone(), key);
-                    held.seen(&page);
-                    layer.tables[row].push_sealed(held);
-                    self.summarise_sealed(index, row, &page);
+            match open.and_then(|open| seal_page(&self.store, layout, keys, open, lifetime)) {
+                Ok((sealed, page, residual)) => {
+                    layer.tables[row].push_sealed(sealed);
+                    let bytes = match &residual {
+                        None => PageBytes::Elements(&page),
+                        Some(residual) => PageBytes::Planes { codes: &page, residual: Some(residual) },
+                    };
+                    self.summarise_sealed(index, row, layout, bytes);
                 }
                 Err(error) => {
                     // The page went with the failure: only what precedes it is whole in all rows.
@@ -134,15 +137,43 @@ impl KvCache {
     }
 
     /// The identity of a full page: its place in the row's chain, or a name of its own.
-    fn next_key(&mut self, layer: usize, row: usize, page: usize) -> (PageKey, Lifetime) {
+    fn next_keys(&mut self, layer: usize, row: usize, page: usize) -> (SealedKeys, Lifetime) {
+        let in_planes = self.config.planes;
         if let Some(chain) = self.notes.get(row).and_then(|notes| notes.chain(page)) {
-            return (chain.page(layer as u32), Lifetime::Durable);
+            return (SealedKeys::of(&chain, layer as u32, in_planes), Lifetime::Durable);
         }
         self.private_count += 1;
         let count = self.private_count;
         let chain = self.private.extend(&[count as u32, (count >> 32) as u32], b"");
-        (chain.page(layer as u32), Lifetime::Private)
+        (SealedKeys::of(&chain, layer as u32, in_planes), Lifetime::Private)
     }
+}
+
+/// Hands a full page over to the store: as it is, or in planes. Gives what the store holds, for as
+/// long as it is at hand.
+fn seal_page(
+    store: &Store,
+    layout: &Layout,
+    keys: SealedKeys,
+    open: PageMut,
+    lifetime: Lifetime,
+) -> Result<(Arc<SealedPage>, Page, Option<Page>)> {
+    let Some(residual_key) = keys.residual else {
+        let page = store.seal(keys.page, open, lifetime)?;
+        let sealed = SealedPage::adopt(store, keys);
+        sealed.page.seen(&page);
+        return Ok((sealed, page, None));
+    };
+    let mut codes = store.allocate(layout.sealed_bytes(false))?;
+    let mut residual = store.allocate(layout.sealed_bytes(true))?;
+    layout.encode(&open, &mut codes, &mut residual);
+    drop(open);
+    let residual = store.seal(residual_key, residual, lifetime)?;
+    let codes = store.seal(keys.page, codes, lifetime).inspect_err(|_| store.release(&[residual_key]))?;
+    let sealed = SealedPage::adopt(store, keys);
+    sealed.page.seen(&codes);
+    sealed.residual.iter().for_each(|held| held.seen(&residual));
+    Ok((sealed, codes, Some(residual)))
 }
 
 /// The open page of a row, made this row's own: allocated, copied from the row that it is
@@ -161,18 +192,13 @@ pub(super) fn writable<'a>(
         let mut fresh = store.allocate(layout.page_bytes())?;
         if let Some(open) = &table.open {
             fresh.copy_from_slice(open);
-        } else if let Some(held) = table.sealed.get(page).cloned() {
-            let lost = Error::PagesLost {
-                missing: 1,
-                total: table.sealed.len() as u64,
-                first_token: (page * layout.page_tokens) as u64,
-            };
-            let sealed = match held.pin() {
-                Some(sealed) => sealed,
-                None => store.request(&[held.key()]).wait()?.pop().flatten().ok_or(lost)?,
-            };
-            check_length(&sealed, layout)?;
-            fresh.copy_from_slice(&sealed);
+        } else if page < table.sealed.len() {
+            let source = Source { store, tables: std::slice::from_ref(table), layout };
+            let mut batch = Batch::default();
+            batch.start(&source, &[PageRef::whole(0, page as u32)]);
+            batch.settle(&source)?;
+            layout.restore(batch.page(0, &source), &mut fresh);
+            drop(batch);
             table.pop_sealed();
         }
         table.open = Some(Arc::new(fresh));
@@ -183,16 +209,4 @@ pub(super) fn writable<'a>(
 
 fn still_shared() -> Error {
     Error::Invalid("an open page is shared while it is written".into())
-}
-
-/// Refuses a page of another geometry, such as a prefix that was adopted by key alone.
-pub(super) fn check_length(page: &PageMut, layout: &Layout) -> Result<()> {
-    if page.len() == layout.page_bytes() {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "a stored page has {} bytes, expected {}: the identity does not tell the two geometries apart",
-        page.len(),
-        layout.page_bytes()
-    )))
 }

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use super::feed::{Batch, PageRef, Prefetch, Source, arrange, chunk_pages, stream};
-use super::table::{Layout, Table};
+use super::layout::{Layout, Scales, Slice};
 use super::{Bias, Extent, KvCache, ReadRows, WriteRows};
 use crate::attend::{Bias as TileBias, Inline, Parallel, Running, Tile, attend_tile_at};
 use crate::error::{Error, Result};
@@ -80,8 +80,7 @@ pub(super) enum Place {
 /// One call, as the threads see it.
 pub(super) struct Step<'a> {
     pub(super) shape: LayerShape,
-    pub(super) layout: &'a Layout,
-    pub(super) tables: &'a [Table],
+    pub(super) source: Source<'a>,
     /// S.
     pub(super) length: usize,
     /// T of the query.
@@ -206,8 +205,7 @@ impl KvCache {
         let source = Source { store: &self.store, tables, layout };
         let step = Step {
             shape,
-            layout,
-            tables,
+            source,
             length,
             tokens: extent.tokens,
             rows: extent.heads / layout.heads * extent.tokens,
@@ -274,7 +272,7 @@ impl KvCache {
 fn list_all(rows: usize, num_pages: usize, order: &mut Vec<PageRef>) {
     order.clear();
     for row in 0..rows as u32 {
-        order.extend((0..num_pages as u32).map(|page| PageRef { row, page }));
+        order.extend((0..num_pages as u32).map(|page| PageRef::whole(row, page)));
     }
 }
 
@@ -310,14 +308,14 @@ impl Step<'_> {
                 _ => items.push(Item { chunk, entries: index..index + 1 }),
             }
         }
-        let (items, heads) = (&*items, self.layout.heads);
+        let (items, heads) = (&*items, self.source.layout.heads);
         parallel.run(items.len() * heads, &|unit| self.unit(batch, &items[unit / heads], unit % heads));
     }
 
     /// One KV head of one run of pages.
     fn unit(&self, batch: &Batch, item: &Item, head: usize) {
         let (dk, dv) = (self.shape.key_dim as usize, self.shape.value_dim as usize);
-        let (heads, page_tokens) = (self.layout.heads, self.layout.page_tokens);
+        let (heads, page_tokens) = (self.source.layout.heads, self.source.layout.page_tokens);
         let row = item.chunk / self.chunks;
         let query = &self.query[(row * heads + head) * self.rows * dk..][..self.rows * dk];
         // Never contended: a chunk and head are in one unit of a batch.
@@ -326,8 +324,10 @@ impl Step<'_> {
         let mut state = Running::in_buffer(&mut buffer, self.rows, dv);
         let tile_of = |index: usize| {
             let first = batch.entries[index].page as usize * page_tokens;
-            let slice = &batch.page(index, self.tables)[head * self.layout.head_bytes()..];
-            Tile::of_page(slice, page_tokens, page_tokens.min(self.length - first), dk, dv, self.shape.dtype)
+            let slice = Slice { head, first: 0, tokens: page_tokens.min(self.length - first) };
+            // Whole pages have their scales with them.
+            let none = || Scales { keys: &[], values: &[] };
+            self.source.layout.tile(batch.page(index, &self.source), slice, none)
         };
         let level = SimdLevel::detect();
         for index in item.entries.clone() {
@@ -407,7 +407,7 @@ impl Step<'_> {
 
     /// Merges the states of each head in order and writes the result.
     pub(super) fn finish(&self, batch: usize, out: &mut dyn WriteRows, bytes: &mut Vec<u8>) {
-        let (dv, heads) = (self.shape.value_dim as usize, self.layout.heads);
+        let (dv, heads) = (self.shape.value_dim as usize, self.source.layout.heads);
         let extent = out.extent();
         bytes.resize(self.rows * extent.row_bytes(), 0);
         for row in 0..batch {

@@ -1,12 +1,14 @@
-//! Summaries of a row's whole pages, in chapters of many pages.
+//! Summaries of a row's whole pages, in chapters of many pages; and their scales, where they are
+//! kept in planes.
 //!
 //! A chapter is one slot of the warm tier, so summaries count towards the RAM limit. It is
-//! laid out for reading one KV head at a time: per head, the blocks of its pages in order.
+//! laid out for reading one KV head at a time: per head, the blocks of its pages in order; behind
+//! all heads' summaries, per head and page, the scale bytes of keys and of values.
 //! Chapters are shared between forks until one of them adds a page to the last.
 
 use std::sync::Arc;
 
-use super::table::Layout;
+use super::layout::{Layout, PageBytes, Scales, Slice};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::score::{BLOCK_TOKENS, Summary};
@@ -32,17 +34,18 @@ pub(super) struct DigestLayout {
     pub(super) blocks_per_page: usize,
     heads: usize,
     key_dim: usize,
-    dtype: DType,
+    /// Scale bytes of a head's page; 0 without planes.
+    scale_bytes: usize,
 }
 
 impl DigestLayout {
-    pub(super) fn new(summary: Summary, shape: &LayerShape, page_tokens: usize) -> Self {
+    pub(super) fn new(summary: Summary, shape: &LayerShape, layout: &Layout) -> Self {
         Self {
             summary,
-            blocks_per_page: page_tokens / BLOCK_TOKENS,
-            heads: shape.kv_heads as usize,
+            blocks_per_page: layout.page_tokens / BLOCK_TOKENS,
+            heads: layout.heads,
             key_dim: shape.key_dim as usize,
-            dtype: shape.dtype,
+            scale_bytes: if layout.has_planes() { 2 * layout.page_tokens } else { 0 },
         }
     }
 
@@ -51,11 +54,16 @@ impl DigestLayout {
     }
 
     fn chapter_bytes(&self) -> usize {
-        self.heads * CHAPTER_PAGES * self.page_bytes()
+        self.heads * CHAPTER_PAGES * (self.page_bytes() + self.scale_bytes)
     }
 
     fn start(&self, head: usize, page: usize) -> usize {
         (head * CHAPTER_PAGES + page % CHAPTER_PAGES) * self.page_bytes()
+    }
+
+    fn scales_start(&self, head: usize, page: usize) -> usize {
+        let summaries = self.heads * CHAPTER_PAGES * self.page_bytes();
+        summaries + (head * CHAPTER_PAGES + page % CHAPTER_PAGES) * self.scale_bytes
     }
 }
 
@@ -79,13 +87,21 @@ impl Digest {
         &self.chapters[first / CHAPTER_PAGES][start..start + count * layout.page_bytes()]
     }
 
-    /// Summarises the next page, whose bytes these are.
+    /// Scales of one head of a page.
+    pub(super) fn scales(&self, layout: &DigestLayout, head: usize, page: usize) -> Scales<'_> {
+        let start = layout.scales_start(head, page);
+        let bytes = &self.chapters[page / CHAPTER_PAGES][start..start + layout.scale_bytes];
+        let (keys, values) = bytes.split_at(layout.scale_bytes / 2);
+        Scales { keys, values }
+    }
+
+    /// Summarises the next page, whose bytes these are: all of them, where it is kept in planes.
     pub(super) fn add(
         &mut self,
         store: &Store,
         layout: &DigestLayout,
         pages: &Layout,
-        page: &[u8],
+        page: PageBytes<'_>,
     ) -> Result<()> {
         let at = self.pages;
         let chapters = Arc::make_mut(&mut self.chapters);
@@ -101,15 +117,25 @@ impl Digest {
         }
         let Some(chapter) = chapters.last_mut().and_then(Arc::get_mut) else { return Ok(()) };
         let mut keys = vec![0.0_f32; BLOCK_TOKENS * layout.key_dim];
+        let mut bytes = vec![0; keys.len() * DType::F32.size()];
         for head in 0..layout.heads {
             let start = layout.start(head, at);
             let summaries = &mut chapter[start..start + layout.page_bytes()];
             for (block, summary) in summaries.chunks_exact_mut(layout.summary.len_bytes()).enumerate() {
-                let stored = &page[pages.keys(head, block * BLOCK_TOKENS, BLOCK_TOKENS)];
+                let slice = Slice { head, first: block * BLOCK_TOKENS, tokens: BLOCK_TOKENS };
+                pages.read_keys(page, slice, DType::F32, &mut bytes);
                 for (index, key) in keys.iter_mut().enumerate() {
-                    *key = layout.dtype.read(stored, index);
+                    *key = DType::F32.read(&bytes, index);
                 }
                 layout.summary.encode(&keys, summary);
+            }
+            if let PageBytes::Planes { residual: Some(residual), .. } = page {
+                let scales = pages.scales(residual, head);
+                let start = layout.scales_start(head, at);
+                let (keys, values) =
+                    chapter[start..start + layout.scale_bytes].split_at_mut(scales.keys.len());
+                keys.copy_from_slice(scales.keys);
+                values.copy_from_slice(scales.values);
             }
         }
         self.pages += 1;

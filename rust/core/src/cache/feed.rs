@@ -1,8 +1,8 @@
 //! Bringing pages to where they can be read: pinned while they are used, the next batch
 //! on its way meanwhile, and never more at once than the store says it can hold.
 
-use super::append::check_length;
-use super::table::{Layout, Table};
+use super::layout::{Layout, PageBytes};
+use super::table::{HeldPage, SealedPage, Table};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
 use crate::key::PageKey;
@@ -14,13 +14,29 @@ use crate::tier::ram::Page;
 pub(super) struct PageRef {
     pub(super) row: u32,
     pub(super) page: u32,
+    /// In 16 bits: with the residuals of its codes, where it is kept in planes.
+    pub(super) whole: bool,
 }
 
 impl PageRef {
-    fn held(self, tables: &[Table]) -> Option<&super::table::HeldPage> {
+    /// The page in 16 bits.
+    pub(super) fn whole(row: u32, page: u32) -> Self {
+        Self { row, page, whole: true }
+    }
+
+    fn sealed(self, tables: &[Table]) -> Option<&SealedPage> {
         tables[self.row as usize].sealed.get(self.page as usize).map(std::convert::AsRef::as_ref)
     }
+
+    /// What of it is to be in RAM: the page or its codes; its residuals.
+    fn parts(self, tables: &[Table]) -> [Option<&HeldPage>; PARTS] {
+        let Some(sealed) = self.sealed(tables) else { return [None; PARTS] };
+        [Some(&sealed.page), sealed.residual.as_ref().filter(|_| self.whole)]
+    }
 }
+
+/// Parts that the store may hold of a page; the second one is its residuals.
+const PARTS: usize = 2;
 
 /// The tables of one layer, and where its pages are kept.
 #[derive(Clone, Copy)]
@@ -34,9 +50,11 @@ pub(super) struct Source<'a> {
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) entries: Vec<PageRef>,
-    /// One per entry; `None` is an open page, which its table owns, or one still missing.
-    pins: Vec<Option<Page>>,
-    missing: Vec<usize>,
+    /// The parts of each entry; `None` is one that it does not have (an open page belongs to its
+    /// table), or that is still missing.
+    pins: Vec<[Option<Page>; PARTS]>,
+    /// Entry and part.
+    missing: Vec<(usize, usize)>,
     keys: Vec<PageKey>,
     request: Option<Request>,
 }
@@ -56,13 +74,15 @@ impl Batch {
         self.clear();
         self.entries.extend_from_slice(entries);
         for (index, entry) in entries.iter().enumerate() {
-            let held = entry.held(source.tables);
-            let pin = held.and_then(super::table::HeldPage::pin);
-            if let (Some(held), None) = (held, &pin) {
-                self.missing.push(index);
-                self.keys.push(held.key());
+            let held = entry.parts(source.tables);
+            let pins = held.map(|held| held.and_then(HeldPage::pin));
+            for part in 0..PARTS {
+                if let (Some(held), None) = (held[part], &pins[part]) {
+                    self.missing.push((index, part));
+                    self.keys.push(held.key());
+                }
             }
-            self.pins.push(pin);
+            self.pins.push(pins);
         }
         self.missing.is_empty()
     }
@@ -78,8 +98,10 @@ impl Batch {
     /// Reports the pages that were pinned without asking the store.
     pub(super) fn touch(&mut self, source: &Source<'_>, times: u64) {
         self.keys.clear();
-        let pinned = self.entries.iter().zip(&self.pins).filter(|(_, pin)| pin.is_some());
-        self.keys.extend(pinned.filter_map(|(entry, _)| Some(entry.held(source.tables)?.key())));
+        for (entry, pins) in self.entries.iter().zip(&self.pins) {
+            let held = entry.parts(source.tables).into_iter().zip(pins);
+            self.keys.extend(held.filter_map(|(held, pin)| Some(held.filter(|_| pin.is_some())?.key())));
+        }
         source.store.touch(&self.keys, times);
     }
 
@@ -87,24 +109,27 @@ impl Batch {
     pub(super) fn settle(&mut self, source: &Source<'_>) -> Result<()> {
         let Some(request) = self.request.take() else { return Ok(()) };
         let pages = request.wait()?;
-        for (index, page) in self.missing.drain(..).zip(pages) {
+        for ((index, part), page) in self.missing.drain(..).zip(pages) {
             let entry = self.entries[index];
             let Some(page) = page else { return Err(lost(source, entry)) };
-            check_length(&page, source.layout)?;
-            if let Some(held) = entry.held(source.tables) {
+            source.layout.check_sealed(&page, part > 0)?;
+            if let Some(held) = entry.parts(source.tables)[part] {
                 held.seen(&page);
             }
-            self.pins[index] = Some(page);
+            self.pins[index][part] = Some(page);
         }
         Ok(())
     }
 
     /// The bytes of entry `index`, after [`Batch::settle`].
-    pub(super) fn page<'a>(&'a self, index: usize, tables: &'a [Table]) -> &'a [u8] {
+    pub(super) fn page<'a>(&'a self, index: usize, source: &Source<'a>) -> PageBytes<'a> {
         match &self.pins[index] {
-            Some(page) => page,
-            // Only the open page has no pin; an absent one would be a bug and has no bytes.
-            None => tables[self.entries[index].row as usize].open.as_deref().map_or(&[], |open| open),
+            // Only the open page has no pin.
+            [None, _] => source.layout.open(&source.tables[self.entries[index].row as usize]),
+            [Some(page), _] if !source.layout.has_planes() => PageBytes::Elements(page),
+            [Some(codes), residual] => {
+                PageBytes::Planes { codes, residual: residual.as_ref().map(|page| &page[..]) }
+            }
         }
     }
 }
@@ -115,8 +140,8 @@ fn lost(source: &Source<'_>, entry: PageRef) -> Error {
     let (mut total, mut first) = (0, entry.page as usize);
     for table in source.tables {
         total += table.sealed.len() as u64;
-        for (page, held) in table.sealed.iter().enumerate() {
-            if !source.store.contains(held.key()) {
+        for (page, sealed) in table.sealed.iter().enumerate() {
+            if !sealed.parts().all(|held| source.store.contains(held.key())) {
                 missing += 1;
                 first = first.min(page);
             }
@@ -213,10 +238,11 @@ pub(super) fn arrange(
                     continue;
                 }
                 let sealed = table.sealed.get(pages(chunk).start..pages(chunk).end.min(table.sealed.len()));
-                let is_warm = is_begun || sealed.unwrap_or_default().iter().all(|held| held.pin().is_some());
+                let mut parts = sealed.unwrap_or_default().iter().flat_map(|sealed| sealed.parts());
+                let is_warm = is_begun || parts.all(|held| held.pin().is_some());
                 let into = if is_warm { &mut *order } else { &mut cold };
                 let rest = pages(chunk).skip(begun);
-                into.extend(rest.map(|page| PageRef { row: row as u32, page: page as u32 }));
+                into.extend(rest.map(|page| PageRef::whole(row as u32, page as u32)));
             }
         }
     }

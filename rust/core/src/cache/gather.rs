@@ -1,6 +1,7 @@
 //! Copying a range of tokens out, page by page.
 
 use super::feed::{Batch, PageRef, Source, stream};
+use super::layout::Slice;
 use super::{Extent, KvCache, WriteRows};
 use crate::error::{Error, Result};
 
@@ -44,34 +45,31 @@ impl KvCache {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.order.clear();
         let rows = 0..self.rows as u32;
-        scratch.order.extend(rows.flat_map(|row| pages.clone().map(move |page| PageRef { row, page })));
+        scratch.order.extend(rows.flat_map(|row| pages.clone().map(move |page| PageRef::whole(row, page))));
         let turns = self.turns.as_ref();
-        let mut turned = Vec::new();
+        let (key_row, value_row) = layout.row_bytes();
+        let mut rows = Vec::new();
         let mut copy = |batch: &Batch| {
             for (index, entry) in batch.entries.iter().enumerate() {
                 let first = entry.page as usize * page_tokens;
                 let (from, to) = (start.max(first), stop.min(first + page_tokens));
-                let (page, row) = (batch.page(index, source.tables), entry.row as usize);
+                let (page, row) = (batch.page(index, &source), entry.row as usize);
                 for head in 0..heads {
-                    let mut rows = &page[layout.keys(head, from - first, to - from)];
+                    let slice = Slice { head, first: from - first, tokens: to - from };
+                    rows.resize(slice.tokens * key_row, 0);
+                    layout.read_keys(page, slice, shape.dtype, &mut rows);
                     if let Some(turns) = turns {
-                        turned.clear();
-                        turned.extend_from_slice(rows);
                         let dim = shape.key_dim as usize;
                         if rotated {
-                            turns.place(entry.page as usize, &mut turned, dim, shape.dtype);
+                            turns.place(entry.page as usize, &mut rows, dim, shape.dtype);
                         } else {
-                            turns.unstore(from - first, &mut turned, dim, shape.dtype);
+                            turns.unstore(slice.first, &mut rows, dim, shape.dtype);
                         }
-                        rows = &turned;
                     }
-                    keys.write(row, head, from - start, rows);
-                    values.write(
-                        row,
-                        head,
-                        from - start,
-                        &page[layout.values(head, from - first, to - from)],
-                    );
+                    keys.write(row, head, from - start, &rows);
+                    rows.resize(slice.tokens * value_row, 0);
+                    layout.read_values(page, slice, shape.dtype, &mut rows);
+                    values.write(row, head, from - start, &rows);
                 }
             }
             Ok(())

@@ -15,6 +15,7 @@ mod attend;
 mod digest;
 mod feed;
 mod gather;
+mod layout;
 mod notes;
 mod persist;
 mod sparse;
@@ -33,13 +34,15 @@ pub use tensor::{Bias, Extent, ReadRows, WriteRows};
 use crate::error::{Error, Result};
 use crate::key::Chain;
 use crate::rotary::{Rotary, Turns};
-use crate::session::{LayerShape, chain_root};
+use crate::score::BLOCK_TOKENS;
+use crate::session::{LayerShape, PLANES, chain_root};
 use crate::store::Store;
 use attend::ATTENDS_PER_REPORT;
 use feed::Prefetch;
+use layout::Layout;
 use notes::Notes;
 use persist::OpenSession;
-use table::{Layout, Table};
+use table::Table;
 
 /// How a cache is made.
 #[derive(Clone, Debug)]
@@ -55,6 +58,10 @@ pub struct CacheConfig {
     /// Keys come without positions, and get them from here when they are read. The settings
     /// must tell such a cache from others, because its pages hold other values.
     pub rotary: Option<Rotary>,
+    /// Sealed pages are kept as FP8 codes and residuals, so that RAM may hold the codes alone; needs a
+    /// rotary and pages of whole blocks. Rows of float32 are rounded to bfloat16 when their page is
+    /// sealed. Becomes one of the settings.
+    pub planes: bool,
 }
 
 /// The keys and values of a sequence batch. Cloning is [`KvCache::fork`].
@@ -115,10 +122,6 @@ impl Layer {
             count => count.is_multiple_of(ATTENDS_PER_REPORT).then_some(ATTENDS_PER_REPORT),
         }
     }
-
-    fn layout(&self, page_tokens: usize) -> Option<Layout> {
-        self.shape.as_ref().map(|shape| Layout::new(shape, page_tokens))
-    }
 }
 
 impl KvCache {
@@ -126,7 +129,7 @@ impl KvCache {
     ///
     /// # Errors
     /// `Invalid` for a count out of range.
-    pub fn new(store: Store, config: CacheConfig) -> Result<Self> {
+    pub fn new(store: Store, mut config: CacheConfig) -> Result<Self> {
         if config.num_layers == 0 || config.num_layers > 1 << 16 {
             return Err(Error::Invalid(format!("num_layers is {}, expected 1 to 65536", config.num_layers)));
         }
@@ -135,6 +138,16 @@ impl KvCache {
                 "page_tokens is {}, expected 1 to 65536",
                 config.page_tokens
             )));
+        }
+        if config.planes {
+            if config.rotary.is_none() || !config.page_tokens.is_multiple_of(BLOCK_TOKENS) {
+                return Err(Error::Invalid(format!(
+                    "planes need keys that come without positions, and pages of a multiple of {BLOCK_TOKENS} \
+                     tokens, not {}",
+                    config.page_tokens
+                )));
+            }
+            config.settings.insert(PLANES.0.into(), PLANES.1.into());
         }
         let root = config
             .identity
@@ -328,9 +341,13 @@ impl KvCache {
     fn filled(&self, layer: usize) -> Result<(LayerShape, Layout)> {
         self.check_layer(layer)?;
         let held = &self.layers[layer];
-        match (held.shape, held.layout(self.config.page_tokens)) {
-            (Some(shape), Some(layout)) if held.len > 0 => Ok((shape, layout)),
+        match held.shape {
+            Some(shape) if held.len > 0 => Ok((shape, self.layout_of(&shape))),
             _ => Err(Error::Invalid(format!("layer {layer} holds no tokens yet"))),
         }
+    }
+
+    fn layout_of(&self, shape: &LayerShape) -> Layout {
+        Layout::new(shape, self.config.page_tokens, self.config.planes)
     }
 }

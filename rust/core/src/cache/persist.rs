@@ -7,10 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::append::writable;
 use super::feed::{Batch, PageRef, Source};
+use super::layout::Layout;
 use super::notes::Notes;
-use super::table::{HeldPage, Layout, Table};
+use super::table::{SealedKeys, SealedPage, Table};
 use super::{KvCache, Layer};
 use crate::error::{Error, Result};
+use crate::key::Chain;
 use crate::session::{LayerShape, RowImage, SessionImage};
 use crate::store::Store;
 
@@ -56,11 +58,9 @@ impl KvCache {
         let mut tables = vec![Table::default(); self.layers.len()];
         let mut pages = 0;
         while let Some(chain) = notes.chain(pages) {
-            let keys: Vec<_> = (0..self.layers.len()).map(|layer| chain.page(layer as u32)).collect();
-            // The references come first, so that what is found cannot leave in between.
-            self.store.retain(&keys);
-            let held: Vec<_> = keys.iter().map(|key| HeldPage::adopt(self.store.clone(), *key)).collect();
-            if !keys.iter().all(|key| self.store.contains(*key)) {
+            let layers = 0..self.layers.len() as u32;
+            let held: Vec<_> = layers.map(|layer| self.hold(&chain, layer)).collect();
+            if !held.iter().all(|sealed| self.is_stored(sealed)) {
                 break;
             }
             for (table, page) in tables.iter_mut().zip(held) {
@@ -164,7 +164,7 @@ impl KvCache {
     /// The unsealed tokens of a row, packed.
     fn tail(&self, layer: usize, row: usize) -> Result<Vec<u8>> {
         let held = &self.layers[layer];
-        let Some(layout) = held.layout(self.config.page_tokens) else {
+        let Some(layout) = held.shape.map(|shape| self.layout_of(&shape)) else {
             // A prefix that nothing was appended to has no shape, and no tail.
             return Ok(Vec::new());
         };
@@ -176,9 +176,10 @@ impl KvCache {
         let source = Source { store: &self.store, tables: &held.tables, layout: &layout };
         let page = (held.len / layout.page_tokens) as u32;
         let mut batch = Batch::default();
-        batch.start(&source, &[PageRef { row: row as u32, page }]);
+        batch.start(&source, &[PageRef::whole(row as u32, page)]);
         batch.settle(&source)?;
-        let bytes = batch.page(0, &held.tables);
+        let mut bytes = vec![0; layout.page_bytes()];
+        layout.restore(batch.page(0, &source), &mut bytes);
         for head in 0..layout.heads {
             tail.extend_from_slice(&bytes[layout.keys(head, 0, tokens)]);
             tail.extend_from_slice(&bytes[layout.values(head, 0, tokens)]);
@@ -237,7 +238,7 @@ impl KvCache {
         }
         for (index, shape) in image.layers.iter().enumerate() {
             let Some(shape) = shape else { continue };
-            let layout = Layout::new(shape, page_tokens);
+            let layout = self.layout_of(shape);
             for (row, saved) in image.rows.iter().enumerate() {
                 self.adopt_tail(index, row, &layout, &saved.tails[index], length)?;
             }
@@ -247,13 +248,24 @@ impl KvCache {
 
     fn adopt_table(&self, layer: usize, row: usize, pages: usize, lost: &mut Lost) -> Table {
         let chains = (0..pages).filter_map(|page| self.notes[row].chain(page));
-        let keys: Vec<_> = chains.map(|chain| chain.page(layer as u32)).collect();
-        self.store.retain(&keys);
-        for (page, key) in keys.iter().enumerate() {
-            lost.count(page, self.store.contains(*key));
+        let held: Vec<_> = chains.map(|chain| self.hold(&chain, layer as u32)).collect();
+        for (page, sealed) in held.iter().enumerate() {
+            lost.count(page, self.is_stored(sealed));
         }
-        let held = keys.iter().map(|key| HeldPage::adopt(self.store.clone(), *key));
-        Table { sealed: Arc::new(held.collect()), ..Table::default() }
+        Table { sealed: Arc::new(held), ..Table::default() }
+    }
+
+    /// A page of the chain. The reference comes before any question about it, so that what is found
+    /// cannot leave in between.
+    fn hold(&self, chain: &Chain, layer: u32) -> Arc<SealedPage> {
+        let keys = SealedKeys::of(chain, layer, self.config.planes);
+        keys.iter().for_each(|key| self.store.retain(&[key]));
+        SealedPage::adopt(&self.store, keys)
+    }
+
+    /// Whether some tier holds all of it.
+    fn is_stored(&self, sealed: &SealedPage) -> bool {
+        sealed.parts().all(|held| self.store.contains(held.key()))
     }
 
     fn adopt_tail(
@@ -265,7 +277,8 @@ impl KvCache {
         length: usize,
     ) -> Result<()> {
         let tokens = length % layout.page_tokens;
-        let head_bytes = tokens * (layout.key_row + layout.value_row);
+        let (key_row, value_row) = layout.row_bytes();
+        let head_bytes = tokens * (key_row + value_row);
         if tail.len() != layout.heads * head_bytes {
             return Err(Error::Invalid(format!(
                 "layer {layer}: the session's last page has {} bytes, expected {}",
@@ -279,7 +292,7 @@ impl KvCache {
         let table = &mut self.layers[layer].tables[row];
         let open = writable(&self.store, table, length / layout.page_tokens, layout)?;
         for (head, saved) in tail.chunks_exact(head_bytes).enumerate() {
-            let (keys, values) = saved.split_at(tokens * layout.key_row);
+            let (keys, values) = saved.split_at(tokens * key_row);
             open[layout.keys(head, 0, tokens)].copy_from_slice(keys);
             open[layout.values(head, 0, tokens)].copy_from_slice(values);
         }

@@ -20,15 +20,15 @@ use super::KvCache;
 use super::attend::{Call, Place, Scratch as AttendScratch, Step, read_query};
 use super::digest::{CHAPTER_PAGES, Digest, DigestLayout};
 use super::feed::{Batch, PageRef, Source, stream};
-use super::table::{Layout, Table};
-use crate::attend::{Inline, Kind, Parallel, Rows, Running, Tile};
+use super::layout::{Layout, PageBytes, Slice};
+use super::table::Table;
+use crate::attend::{Inline, Parallel, Running, Tile};
 use crate::error::{Error, Result};
 use crate::rotary::Turns;
 use crate::score::{BLOCK_TOKENS, Budget, Choice, Masses, Summary, estimate, largest, slow_elements, weigh};
 use crate::session::LayerShape;
 use crate::simd::SimdLevel;
 use crate::sync::Mutex;
-use crate::tier::ram::PageMut;
 
 /// Parts that a row's pages are attended in, each with states of its own: enough to keep a
 /// few threads busy, few enough to merge.
@@ -71,9 +71,9 @@ pub(super) struct Scratch {
 
 #[cfg(test)]
 impl Scratch {
-    /// Blocks that the last step read, (B, H).
-    pub(super) fn blocks(&self) -> Vec<Vec<u32>> {
-        self.heads.iter().map(|head| head.lock().choice.blocks.clone()).collect()
+    /// What the last step read, (B, H).
+    pub(super) fn choices(&self) -> Vec<Choice> {
+        self.heads.iter().map(|head| head.lock().choice.clone()).collect()
     }
 }
 
@@ -138,24 +138,29 @@ impl KvCache {
     /// How the summaries of a layer of that shape are made; found out once.
     fn digest_layout(&mut self, layer: usize, shape: &LayerShape) -> Result<Arc<DigestLayout>> {
         let rotary = self.turns.as_ref().ok_or_else(no_rotary)?.rotary();
-        let page_tokens = self.config.page_tokens;
+        let layout = self.layout_of(shape);
         let known = self.layers[layer].digest.get_or_insert_with(|| {
             let dim = shape.key_dim as usize;
             let summary = Summary::new(dim, slow_elements(rotary, dim));
-            Arc::new(DigestLayout::new(summary, shape, page_tokens))
+            Arc::new(DigestLayout::new(summary, shape, &layout))
         });
         Ok(known.clone())
     }
 
     /// Summarises a page that was sealed just now, unless earlier ones wait for that too. What
     /// fails here is tried again when the summaries are needed.
-    pub(super) fn summarise_sealed(&mut self, layer: usize, row: usize, page: &PageMut) {
+    pub(super) fn summarise_sealed(
+        &mut self,
+        layer: usize,
+        row: usize,
+        layout: &Layout,
+        page: PageBytes<'_>,
+    ) {
         let Some(shape) = self.layers[layer].shape.filter(|_| self.selection.is_some()) else { return };
         let Ok(digest) = self.digest_layout(layer, &shape) else { return };
-        let layout = Layout::new(&shape, self.config.page_tokens);
         let table = &mut self.layers[layer].tables[row];
         if table.digest.pages() + 1 == table.sealed.len() {
-            let _ = table.digest.add(&self.store, &digest, &layout, page);
+            let _ = table.digest.add(&self.store, &digest, layout, page);
         }
     }
 
@@ -175,7 +180,7 @@ impl KvCache {
             }
             let mut summaries = std::mem::take(&mut self.layers[layer].tables[row].digest);
             let source = Source { store: &self.store, tables: &self.layers[layer].tables, layout };
-            let entry = |page: usize| PageRef { row: row as u32, page: page as u32 };
+            let entry = |page: usize| PageRef::whole(row as u32, page as u32);
             let entries: Vec<_> = (known..whole).map(entry).collect();
             let result = stream(
                 &source,
@@ -184,9 +189,8 @@ impl KvCache {
                 &mut scratch.batches,
                 || (),
                 |batch| {
-                    (0..batch.entries.len()).try_for_each(|i| {
-                        summaries.add(&self.store, digest, layout, batch.page(i, source.tables))
-                    })
+                    (0..batch.entries.len())
+                        .try_for_each(|i| summaries.add(&self.store, digest, layout, batch.page(i, &source)))
                 },
             );
             self.layers[layer].tables[row].digest = summaries;
@@ -256,8 +260,7 @@ impl KvCache {
         );
         let step = Step {
             shape,
-            layout,
-            tables,
+            source: Source { store: &self.store, tables, layout },
             length,
             tokens: extent.tokens,
             rows: scoring.rows,
@@ -268,8 +271,9 @@ impl KvCache {
             mask,
             turns: Some(turns),
         };
-        let reading = Reading { step: &step, choices: &choices, bounds: &bounds, compact, pages };
-        let source = Source { store: &self.store, tables, layout };
+        let reading =
+            Reading { step: &step, digest: &digest, choices: &choices, bounds: &bounds, compact, pages };
+        let source = step.source;
         if scratch.batches[0].pin(&source, &scratch.order) {
             reading.advance(&scratch.batches[0], parallel);
             scratch.batches[0].touch(&source, 1);
@@ -326,8 +330,8 @@ fn average(choices: &[&Choice], tail_tokens: usize) -> Selected {
     }
 }
 
-/// Fills `order` with the pages of which some head of the row reads a block, and the tail.
-/// Gives, per row, the first pages of all parts but the first.
+/// Fills `order` with the pages of which some head of the row reads a block, whole where it is to
+/// be read in 16 bits, and the tail. Gives, per row, the first pages of all parts but the first.
 fn list_pages(
     tables: &[Table],
     layout: &Layout,
@@ -336,19 +340,21 @@ fn list_pages(
     order: &mut Vec<PageRef>,
 ) -> Vec<[u32; PARTS - 1]> {
     let (pages, per_page) = (length / layout.page_tokens, layout.page_tokens / BLOCK_TOKENS);
-    let mut is_read = vec![false; pages];
+    let mut is_read = vec![None; pages];
     order.clear();
     let mut bounds = Vec::with_capacity(tables.len());
     for row in 0..tables.len() {
-        is_read.fill(false);
+        is_read.fill(None);
         for choice in &choices[row * layout.heads..(row + 1) * layout.heads] {
-            choice.blocks.iter().for_each(|block| is_read[*block as usize / per_page] = true);
+            for (block, is_critical) in choice.blocks.iter().zip(&choice.critical) {
+                *is_read[*block as usize / per_page].get_or_insert(false) |= is_critical;
+            }
         }
         let first = order.len();
-        let read = is_read.iter().enumerate().filter(|(_, is_read)| **is_read);
-        order.extend(read.map(|(page, _)| PageRef { row: row as u32, page: page as u32 }));
+        let read = is_read.iter().enumerate().filter_map(|(page, whole)| Some((page as u32, (*whole)?)));
+        order.extend(read.map(|(page, whole)| PageRef { row: row as u32, page, whole }));
         if length > pages * layout.page_tokens {
-            order.push(PageRef { row: row as u32, page: pages as u32 });
+            order.push(PageRef::whole(row as u32, pages as u32));
         }
         let own = &order[first..];
         bounds.push(std::array::from_fn(|part| {
@@ -474,6 +480,8 @@ struct Run {
     /// First block of the page.
     within: usize,
     tokens: usize,
+    /// In 16 bits.
+    is_critical: bool,
     /// Place of the first block among those that the head reads.
     place: usize,
 }
@@ -481,6 +489,7 @@ struct Run {
 /// One step's reading, as the threads see it.
 struct Reading<'a> {
     step: &'a Step<'a>,
+    digest: &'a DigestLayout,
     /// (B, H).
     choices: &'a [&'a Choice],
     bounds: &'a [[u32; PARTS - 1]],
@@ -503,7 +512,7 @@ impl Reading<'_> {
                 _ => items.push((part(entry), index..index + 1)),
             }
         }
-        let heads = self.step.layout.heads;
+        let heads = self.step.source.layout.heads;
         parallel.run(items.len() * heads, &|unit| {
             let (part, entries) = &items[unit / heads];
             self.unit(batch, *part, entries.clone(), unit % heads);
@@ -513,7 +522,7 @@ impl Reading<'_> {
     /// One KV head of one part of a row.
     fn unit(&self, batch: &Batch, part: usize, entries: std::ops::Range<usize>, head: usize) {
         let step = self.step;
-        let (row, heads, dim) = (part / PARTS, step.layout.heads, step.shape.key_dim as usize);
+        let (row, heads, dim) = (part / PARTS, step.source.layout.heads, step.shape.key_dim as usize);
         let choice = self.choices[row * heads + head];
         let query = &step.query[(row * heads + head) * step.rows * dim..][..step.rows * dim];
         // Never contended: a part and head are in one unit of a batch.
@@ -524,7 +533,7 @@ impl Reading<'_> {
             self.list_runs(batch, entries, choice, runs);
             for (index, run) in runs.iter().enumerate() {
                 let next = runs.get(index + 1).map(|next| self.tile(batch, next, head));
-                let first = run.page * step.layout.page_tokens + run.within * BLOCK_TOKENS;
+                let first = run.page * step.source.layout.page_tokens + run.within * BLOCK_TOKENS;
                 let stands = if self.compact {
                     Place::Block { place: run.place, within: run.within }
                 } else {
@@ -546,13 +555,20 @@ impl Reading<'_> {
         choice: &Choice,
         runs: &mut Vec<Run>,
     ) {
-        let (step, per_page) = (self.step, self.step.layout.page_tokens / BLOCK_TOKENS);
+        let (step, per_page) = (self.step, self.step.source.layout.page_tokens / BLOCK_TOKENS);
         runs.clear();
         for entry in entries {
             let page = batch.entries[entry].page as usize;
             if page == self.pages {
-                let tokens = step.length - page * step.layout.page_tokens;
-                runs.push(Run { entry, page, within: 0, tokens, place: choice.blocks.len() });
+                let tokens = step.length - page * step.source.layout.page_tokens;
+                runs.push(Run {
+                    entry,
+                    page,
+                    within: 0,
+                    tokens,
+                    is_critical: true,
+                    place: choice.blocks.len(),
+                });
                 continue;
             }
             let start = choice.blocks.partition_point(|block| (*block as usize) < page * per_page);
@@ -561,29 +577,31 @@ impl Reading<'_> {
                 if block / per_page != page {
                     break;
                 }
-                let within = block % per_page;
+                let (within, is_critical) = (block % per_page, choice.critical[place]);
+                let goes_on = |run: &Run| {
+                    (run.entry, run.is_critical) == (entry, is_critical)
+                        && run.within + run.tokens / BLOCK_TOKENS == within
+                };
                 match runs.last_mut() {
-                    Some(run) if run.entry == entry && run.within + run.tokens / BLOCK_TOKENS == within => {
-                        run.tokens += BLOCK_TOKENS;
-                    }
-                    _ => runs.push(Run { entry, page, within, tokens: BLOCK_TOKENS, place }),
+                    Some(run) if goes_on(run) => run.tokens += BLOCK_TOKENS,
+                    _ => runs.push(Run { entry, page, within, tokens: BLOCK_TOKENS, is_critical, place }),
                 }
             }
         }
     }
 
     fn tile<'b>(&'b self, batch: &'b Batch, run: &Run, head: usize) -> Tile<'b> {
-        let (step, layout) = (self.step, self.step.layout);
-        let page = batch.page(run.entry, step.tables);
-        let first = run.within * BLOCK_TOKENS;
-        Tile {
-            keys: Rows::elements(&page[layout.keys(head, first, run.tokens)]),
-            values: Rows::elements(&page[layout.values(head, first, run.tokens)]),
-            kind: Kind::Elements(step.shape.dtype),
-            tokens: run.tokens,
-            dk: step.shape.key_dim as usize,
-            dv: step.shape.value_dim as usize,
-            bias: None,
-        }
+        let source = &self.step.source;
+        let page = match batch.page(run.entry, source) {
+            // Another head may have asked for its residuals.
+            PageBytes::Planes { codes, .. } if !run.is_critical => {
+                PageBytes::Planes { codes, residual: None }
+            }
+            page => page,
+        };
+        let slice = Slice { head, first: run.within * BLOCK_TOKENS, tokens: run.tokens };
+        let row = batch.entries[run.entry].row as usize;
+        let scales = || source.tables[row].digest.scales(self.digest, head, run.page);
+        source.layout.tile(page, slice, scales)
     }
 }

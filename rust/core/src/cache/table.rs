@@ -7,13 +7,12 @@
 use std::sync::{Arc, Weak};
 
 use super::digest::Digest;
-use crate::key::PageKey;
-use crate::session::LayerShape;
+use crate::key::{Chain, PageKey};
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::tier::ram::{Page, PageMut};
 
-/// One reference to a sealed page in the store, given back on drop. Tables share it.
+/// One reference to a page in the store, given back on drop. Tables share it.
 pub(super) struct HeldPage {
     store: Store,
     key: PageKey,
@@ -24,8 +23,8 @@ pub(super) struct HeldPage {
 
 impl HeldPage {
     /// Takes over a reference that the caller has.
-    pub(super) fn adopt(store: Store, key: PageKey) -> Arc<Self> {
-        Arc::new(Self { store, key, warm: Mutex::default() })
+    pub(super) fn adopt(store: Store, key: PageKey) -> Self {
+        Self { store, key, warm: Mutex::default() }
     }
 
     pub(super) fn key(&self) -> PageKey {
@@ -50,11 +49,49 @@ impl Drop for HeldPage {
     }
 }
 
+/// The keys of a whole page.
+#[derive(Clone, Copy)]
+pub(super) struct SealedKeys {
+    /// Of its elements, or of its codes.
+    pub(super) page: PageKey,
+    /// Of its scales and residuals, in a cache that keeps planes.
+    pub(super) residual: Option<PageKey>,
+}
+
+impl SealedKeys {
+    pub(super) fn of(chain: &Chain, layer: u32, in_planes: bool) -> Self {
+        Self { page: chain.page(layer), residual: in_planes.then(|| chain.residual(layer)) }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = PageKey> {
+        [Some(self.page), self.residual].into_iter().flatten()
+    }
+}
+
+/// A whole page: its elements, or its codes and beside them its scales and residuals.
+pub(super) struct SealedPage {
+    pub(super) page: HeldPage,
+    pub(super) residual: Option<HeldPage>,
+}
+
+impl SealedPage {
+    /// Takes over references that the caller has.
+    pub(super) fn adopt(store: &Store, keys: SealedKeys) -> Arc<Self> {
+        let held = |key| HeldPage::adopt(store.clone(), key);
+        Arc::new(Self { page: held(keys.page), residual: keys.residual.map(held) })
+    }
+
+    /// What the store holds of it.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &HeldPage> {
+        [Some(&self.page), self.residual.as_ref()].into_iter().flatten()
+    }
+}
+
 /// Page table of one layer and row. Cloning shares everything.
 #[derive(Clone, Default)]
 pub(super) struct Table {
     /// Whole pages, as sealed; the last one may be valid in part, see the module.
-    pub(super) sealed: Arc<Vec<Arc<HeldPage>>>,
+    pub(super) sealed: Arc<Vec<Arc<SealedPage>>>,
     /// The page after the sealed ones. Shared until one of its holders appends.
     pub(super) open: Option<Arc<PageMut>>,
     /// Summaries of the whole pages, where the cache selects.
@@ -74,52 +111,11 @@ impl Table {
         }
     }
 
-    pub(super) fn push_sealed(&mut self, page: Arc<HeldPage>) {
+    pub(super) fn push_sealed(&mut self, page: Arc<SealedPage>) {
         Arc::make_mut(&mut self.sealed).push(page);
     }
 
     pub(super) fn pop_sealed(&mut self) {
         Arc::make_mut(&mut self.sealed).pop();
-    }
-}
-
-/// Where things are in a page of a layer: per KV head keys of all tokens, then values.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
-    pub(super) page_tokens: usize,
-    pub(super) heads: usize,
-    pub(super) key_row: usize,
-    pub(super) value_row: usize,
-}
-
-impl Layout {
-    pub(super) fn new(shape: &LayerShape, page_tokens: usize) -> Self {
-        let size = shape.dtype.size();
-        Self {
-            page_tokens,
-            heads: shape.kv_heads as usize,
-            key_row: shape.key_dim as usize * size,
-            value_row: shape.value_dim as usize * size,
-        }
-    }
-
-    pub(super) fn page_bytes(&self) -> usize {
-        self.heads * self.head_bytes()
-    }
-
-    pub(super) fn head_bytes(&self) -> usize {
-        self.page_tokens * (self.key_row + self.value_row)
-    }
-
-    /// Bytes of the keys of `tokens` tokens from `first` on.
-    pub(super) fn keys(&self, head: usize, first: usize, tokens: usize) -> std::ops::Range<usize> {
-        let start = head * self.head_bytes() + first * self.key_row;
-        start..start + tokens * self.key_row
-    }
-
-    /// Bytes of the values of `tokens` tokens from `first` on.
-    pub(super) fn values(&self, head: usize, first: usize, tokens: usize) -> std::ops::Range<usize> {
-        let start = head * self.head_bytes() + self.page_tokens * self.key_row + first * self.value_row;
-        start..start + tokens * self.value_row
     }
 }

@@ -6,8 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::codec::RowShape;
 use crate::dtype::DType;
 use crate::key::{Chain, PageKey};
+
+/// The setting, and its value, of a cache whose sealed pages are kept in planes.
+pub const PLANES: (&str, &str) = ("planes", "e4m3");
 
 /// Geometry of one layer's keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,7 +29,18 @@ pub struct LayerShape {
 impl LayerShape {
     /// Bytes of `tokens` tokens.
     pub fn bytes(&self, tokens: usize) -> usize {
-        tokens * self.kv_heads as usize * (self.key_dim + self.value_dim) as usize * self.dtype.size()
+        self.codes_bytes(tokens) * self.dtype.size()
+    }
+
+    /// Bytes of the codes of `tokens` tokens.
+    pub fn codes_bytes(&self, tokens: usize) -> usize {
+        tokens * self.kv_heads as usize * (self.key_dim + self.value_dim) as usize
+    }
+
+    /// Bytes of the scales and residuals of `tokens` tokens.
+    pub fn residual_bytes(&self, tokens: usize) -> usize {
+        let row = |dim: u32| 1 + RowShape { dim: dim as usize, dtype: self.dtype }.residual_bytes();
+        tokens * self.kv_heads as usize * (row(self.key_dim) + row(self.value_dim))
     }
 }
 
@@ -99,20 +114,24 @@ impl SessionImage {
         chain_root(&self.identity, &self.settings, self.page_tokens)
     }
 
-    /// Keys of every sealed page of the session with their lengths in bytes and first
+    /// Keys of every sealed page of the session (of both planes, where it has them) with their lengths in bytes and first
     /// token, rows and layers interleaved as they were sealed.
     pub fn page_keys(&self) -> Vec<SessionPage> {
         let mut pages = Vec::new();
         let page_tokens = self.page_tokens as usize;
+        let in_planes = self.settings.contains_key(PLANES.0);
         for row in &self.rows {
             for (index, chain) in chain_pages(self.root(), &row.tokens, &row.salts, page_tokens).enumerate() {
                 for (layer, shape) in self.layers.iter().enumerate() {
                     let Some(shape) = shape else { continue };
-                    pages.push(SessionPage {
-                        key: chain.page(layer as u32),
-                        bytes: shape.bytes(page_tokens),
-                        first_token: (index * page_tokens) as u64,
-                    });
+                    let first_token = (index * page_tokens) as u64;
+                    let mut push = |key, bytes| pages.push(SessionPage { key, bytes, first_token });
+                    if in_planes {
+                        push(chain.page(layer as u32), shape.codes_bytes(page_tokens));
+                        push(chain.residual(layer as u32), shape.residual_bytes(page_tokens));
+                    } else {
+                        push(chain.page(layer as u32), shape.bytes(page_tokens));
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 mod model;
 mod persist;
+mod planes;
 mod rotary;
 mod sparse;
 mod unit;
@@ -83,6 +84,7 @@ fn config(num_layers: usize, page_tokens: usize) -> CacheConfig {
         identity: Some(b"a model".to_vec()),
         settings: BTreeMap::from([("dtype".into(), "bfloat16".into())]),
         rotary: None,
+        planes: false,
     }
 }
 

@@ -29,9 +29,9 @@ fn cache(rotary: &Rotary, store: Store, selection: Option<Selection>) -> KvCache
 /// Tokens that the last step read for the one row and head.
 fn read_tokens(cache: &KvCache, length: usize) -> Vec<usize> {
     let whole = length / PAGE_TOKENS * PAGE_TOKENS;
-    let blocks = cache.scratch.selection.blocks();
+    let choices = cache.scratch.selection.choices();
     let tokens = |block: &u32| *block as usize * BLOCK_TOKENS..(*block as usize + 1) * BLOCK_TOKENS;
-    blocks[0].iter().flat_map(tokens).chain(whole..length).collect()
+    choices[0].blocks.iter().flat_map(tokens).chain(whole..length).collect()
 }
 
 fn part(tensor: &Tensor, tokens: &[usize]) -> Tensor {
