@@ -101,6 +101,9 @@ class KvCache:
     `rotary` is (radians per position of each pair, whether pairs are neighbours): keys then come without
     positions, are stored turned by their offset inside the page, and are attended to at their positions in
     the sequence. The first two elements of a head per frequency are turned. `settings` must tell.
+
+    With `planes`, full pages are kept as FP8 codes, and beside them the residuals that restore 16 bits
+    (float32 is rounded to bfloat16). Needs a rotary and pages of a multiple of 16 tokens; becomes a setting.
     """
 
     def __new__(
@@ -112,6 +115,7 @@ class KvCache:
         identity: bytes | None = None,
         settings: dict[str, str] | None = None,
         rotary: tuple[list[float], bool] | None = None,
+        planes: bool = False,
     ) -> KvCache: ...
     @property
     def page_tokens(self) -> int: ...
@@ -168,6 +172,7 @@ class KvCache:
         window: int,
         unread: float,
         growth: float,
+        critical: float,
         dense_below: int,
         trained_tokens: int,
     ) -> None:
@@ -176,7 +181,9 @@ class KvCache:
         Where up to 32 query tokens meet a context of more than `dense_below` tokens, `blocks` blocks of
         16 tokens are read per KV head: the first `sinks`, the last `window`, and those of the largest
         estimated mass; up to `growth` times as many while more than the share `unread` of the mass would
-        be left out. Contexts past `trained_tokens` are numbered by what is read. Needs a rotary.
+        be left out. Contexts past `trained_tokens` are numbered by what is read. With planes, the share
+        `critical` of the blocks, those of the largest mass, is read in 16 bits, the rest in FP8. Needs a
+        rotary.
         """
     def select_all(self) -> None:
         """From now on `attend` reads everything."""

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 import stratakv
 from stratakv import Selection, TieredCache
+from stratakv.errors import SettingsMismatchError
 from stratakv.hf.compat import cache_kwargs
 from tests.hf.test_contract import MODES, _run
 from tests.hf.tiny_models import build, prompt
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.hf
 
 # Eleven blocks of 16: a sink, a window of two, and the best.
 SMALL = Selection(budget=176, sinks=16, window=32, dense_below=0, unread=1.0)
-EVERYTHING = Selection(budget=1 << 16, sinks=16, window=32, dense_below=0)
+EVERYTHING = Selection(budget=1 << 16, sinks=16, window=32, dense_below=0, critical_fraction=1.0)
 
 
 def open_cache(model, budget, path=None, **options):
@@ -29,7 +30,7 @@ def test_a_budget_of_everything_gives_the_dense_tokens(name, mode):
     model = build(name)
     inputs = {"input_ids": prompt(70)}
     expected = _run(model, inputs, DynamicCache(config=model.config), **MODES[mode])
-    with stratakv.attach(model), open_cache(model, EVERYTHING) as cache:
+    with stratakv.attach(model), open_cache(model, EVERYTHING, precision="full") as cache:
         assert torch.equal(_run(model, inputs, cache, **MODES[mode]), expected)
 
 
@@ -52,8 +53,56 @@ def test_padded_rows_are_masked_as_ever():
     mask[0, :9] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
     expected = _run(model, inputs, DynamicCache(config=model.config), **MODES["greedy"])
-    with stratakv.attach(model), open_cache(model, EVERYTHING) as cache:
+    with stratakv.attach(model), open_cache(model, EVERYTHING, precision="full") as cache:
         assert torch.equal(_run(model, inputs, cache, **MODES["greedy"]), expected)
+
+
+def last_logits(model, ids, cache):
+    with torch.inference_mode():
+        return model(input_ids=ids, **cache_kwargs(cache), use_cache=True).logits[:, -1].double()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt_neox", "cohere"])
+def test_mixed_precision_is_near_and_nearer_with_more_in_16_bits(name):
+    model = build(name)
+    ids = prompt(200, rows=2)
+    with stratakv.attach(model):
+        with open_cache(model, None) as cache:
+            last_logits(model, ids[:, :-1], cache)
+            expected = last_logits(model, ids[:, -1:], cache)
+        errors = []
+        for fraction in (0.0, 1.0):
+            budget = Selection(budget=1 << 16, dense_below=0, critical_fraction=fraction)
+            with open_cache(model, budget) as cache:
+                last_logits(model, ids[:, :-1], cache)
+                errors.append((last_logits(model, ids[:, -1:], cache) - expected).abs().max())
+    assert errors[1] < errors[0] < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mixed_precision_serves_every_mode(mode):
+    model = build("llama")
+    inputs = {"input_ids": prompt(70)}
+    with stratakv.attach(model), open_cache(model, None, precision="mixed") as cache:
+        assert _run(model, inputs, cache, **MODES[mode]).shape[1] > 70
+
+
+def test_a_session_keeps_its_precision(tmp_path):
+    model = build("llama")
+    with stratakv.attach(model):
+        for precision, budget in (("full", SMALL), ("mixed", None)):
+            with open_cache(model, budget, tmp_path, name=precision, precision=precision) as cache:
+                last_logits(model, prompt(100), cache)
+                cache.save()
+            # What a budget would choose for a new session does not matter.
+            with open_cache(model, SMALL, tmp_path, name=precision) as cache:
+                assert cache.get_seq_length() == 99
+        with pytest.raises(SettingsMismatchError, match="planes"):
+            open_cache(model, SMALL, tmp_path, name="full", precision="mixed")
+        with pytest.raises(ValueError, match="'full', 'mixed'"):
+            open_cache(model, SMALL, precision="fp8")
+    with pytest.raises(ValueError, match=r"stratakv\.attach"):
+        open_cache(model, None, precision="mixed")
 
 
 def test_a_resumed_session_goes_on_with_the_same_tokens(tmp_path):

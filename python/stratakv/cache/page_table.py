@@ -59,7 +59,8 @@ class PageTable:
     can tell that it no longer describes the table.
 
     With a `rotary`, keys and queries come without positions and are attended to at their
-    positions in the sequence; keys are stored turned by their offset inside the page.
+    positions in the sequence; keys are stored turned by their offset inside the page. With `planes`,
+    full pages are kept as FP8 codes and residuals, which needs a rotary.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PageTable:
         identity: bytes | None = None,
         settings: dict[str, str] | None = None,
         rotary: Rotary | None = None,
+        planes: bool = False,
     ) -> None:
         if num_slots:
             self._kv: _native.KvCache | None = _native.KvCache(
@@ -80,6 +82,7 @@ class PageTable:
                 identity=identity,
                 settings=settings,
                 rotary=None if rotary is None else (list(rotary.inv_freq), rotary.interleaved),
+                planes=planes,
             )
         else:
             self._kv = None

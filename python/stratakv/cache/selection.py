@@ -21,6 +21,8 @@ class Selection:
         unread: share of the attention mass, estimated from the summaries, above which a step
             reads more than the budget; 1 never does.
         growth: how many budgets such a step may read, at most.
+        critical_fraction: share of what a step reads that it reads in 16 bits, the blocks of the largest
+            attention mass; the rest in FP8. Of a cache of mixed precision; others read 16 bits always.
 
     Raises:
         ValueError: a number out of range; the message says what is accepted.
@@ -32,6 +34,7 @@ class Selection:
     dense_below: int | None = None
     unread: float = 0.1
     growth: float = 2.0
+    critical_fraction: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("budget", "sinks", "window", "dense_below"):
@@ -50,6 +53,8 @@ class Selection:
             raise ValueError(f"unread={self.unread!r}: accepted are shares from 0 to 1")
         if not 1.0 <= self.growth <= 1024.0:
             raise ValueError(f"growth={self.growth!r}: accepted are factors from 1 to 1024")
+        if not 0.0 <= self.critical_fraction <= 1.0:
+            raise ValueError(f"critical_fraction={self.critical_fraction!r}: accepted are shares from 0 to 1")
 
     @classmethod
     def of(cls, budget: int | Selection | None) -> Selection | None:
@@ -67,6 +72,7 @@ class Selection:
             "window": _blocks(self.window),
             "unread": self.unread,
             "growth": self.growth,
+            "critical": self.critical_fraction,
             "dense_below": dense_below,
             "trained_tokens": trained_tokens,
         }

@@ -10,6 +10,7 @@ from stratakv.cache.store import Store
 from stratakv.errors import SessionNotFoundError
 
 PAGE_TOKENS_MAX = 4096
+PRECISIONS = ("full", "mixed")
 
 
 def check_config(config: Any) -> None:
@@ -35,6 +36,21 @@ def check_page_tokens(page_tokens: int) -> None:
         raise ValueError(
             f"page_tokens={page_tokens!r}: accepted are whole numbers from 1 to {PAGE_TOKENS_MAX}"
         )
+
+
+def is_mixed(precision: str | None, budget: object, saved: dict[str, Any] | None) -> bool:
+    """Whether a cache keeps planes: as it is told, as its session does, or where it selects.
+
+    Raises:
+        ValueError: another word.
+    """
+    if precision not in {None, *PRECISIONS}:
+        raise ValueError(f"precision={precision!r}: accepted are {', '.join(map(repr, PRECISIONS))} and None")
+    if precision is not None:
+        return precision == "mixed"
+    if saved is not None:
+        return "planes" in saved.get("settings", {})
+    return budget is not None
 
 
 def session_or_none(store: Store, name: str) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from stratakv.hf.arguments import (
     check_config,
     check_page_tokens,
     common_prefix,
+    is_mixed,
     one_row,
     session_or_none,
 )
@@ -96,6 +97,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         free_floor: int | str | None = None,
         read_only: bool = False,
         budget: int | Selection | None = None,
+        precision: str | None = None,
     ) -> Self:
         """A cache that knows its model: it can be saved, and shares pages with other sessions.
 
@@ -119,9 +121,11 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             free_floor: bytes that stay free on the file system.
             read_only: go on with a session while another process writes the directory. New tokens
                 then live in RAM only, and nothing can be saved.
-
             budget: tokens that a step of decoding reads per head of a long context, or a `Selection` that
                 says more; None reads everything. Only for a model that is attached.
+            precision: "full" keeps pages in the model's own type; "mixed" keeps FP8 codes and, in a plane of
+                their own, what restores 16 bits, so that RAM may hold half the bytes. None is the session's
+                own, else "mixed" with a budget and "full" without. Mixed only for a model that is attached.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -152,11 +156,23 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             check_page_tokens(page_tokens)
             self = cls.__new__(cls)
             attachment = attachment_of(model)
+            mixed = is_mixed(precision, budget, saved)
+            if mixed and attachment is None:
+                raise ValueError(
+                    'precision="mixed" needs keys without positions: open the cache inside '
+                    "`with stratakv.attach(model):`"
+                )
             settings = model_settings(model, page_tokens=page_tokens)
             if attachment is not None:
                 settings |= attachment.settings
             self._build(
-                config, store, page_tokens, binding=bind(model), settings=settings, attachment=attachment
+                config,
+                store,
+                page_tokens,
+                binding=bind(model),
+                settings=settings,
+                attachment=attachment,
+                mixed=mixed,
             )
             self.name = name
             self.select(budget)
@@ -176,6 +192,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         binding: ModelBinding | None,
         settings: dict[str, str] | None,
         attachment: Attachment | None = None,
+        mixed: bool = False,
     ) -> None:
         plan = layer_plan(config)
         num_tiered = sum(is_full_attention(layer_class) for layer_class, _ in plan)
@@ -186,6 +203,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             identity=None if binding is None else binding.identity,
             settings=settings,
             rotary=None if attachment is None else attachment.rotary,
+            planes=mixed,
         )
         layers: list[Any] = []
         slot = 0
