@@ -18,6 +18,8 @@ class Selection:
         sinks: the first tokens, always read.
         window: the last tokens, always read.
         dense_below: contexts of up to so many tokens are read whole; None is twice the budget.
+        dense_prefill_below: the same for a prefill, which selects for 64 tokens at a time; None is the
+            length that the model was trained on.
         unread: share of the attention mass, estimated from the summaries, above which a step
             reads more than the budget; 1 never does.
         growth: how many budgets such a step may read, at most.
@@ -32,14 +34,15 @@ class Selection:
     sinks: int = 16
     window: int = 128
     dense_below: int | None = None
+    dense_prefill_below: int | None = None
     unread: float = 0.1
     growth: float = 2.0
     critical_fraction: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("budget", "sinks", "window", "dense_below"):
+        for name in ("budget", "sinks", "window", "dense_below", "dense_prefill_below"):
             value = getattr(self, name)
-            if value is None and name == "dense_below":
+            if value is None and name.startswith("dense"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name}={value!r}: accepted are whole numbers of tokens from 0 on")
@@ -65,7 +68,6 @@ class Selection:
 
     def native(self, trained_tokens: int) -> dict[str, Any]:
         """The engine's arguments; contexts past `trained_tokens` are numbered by what is read."""
-        dense_below = 2 * self.budget if self.dense_below is None else self.dense_below
         return {
             "blocks": _blocks(self.budget),
             "sinks": _blocks(self.sinks),
@@ -73,9 +75,14 @@ class Selection:
             "unread": self.unread,
             "growth": self.growth,
             "critical": self.critical_fraction,
-            "dense_below": dense_below,
+            "dense_below": _or(self.dense_below, 2 * self.budget),
+            "dense_prefill_below": _or(self.dense_prefill_below, trained_tokens),
             "trained_tokens": trained_tokens,
         }
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _blocks(tokens: int) -> int:

@@ -170,7 +170,7 @@ impl KvCache {
         self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, rotated))
     }
 
-    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, trained_tokens))]
+    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, dense_prefill_below, trained_tokens))]
     fn select(
         &self,
         py: Python<'_>,
@@ -181,11 +181,14 @@ impl KvCache {
         growth: f32,
         critical: f32,
         dense_below: usize,
+        dense_prefill_below: usize,
         trained_tokens: usize,
     ) -> PyResult<()> {
         let guard = Guard { unread, growth };
         let budget = Budget { blocks, sinks, window, critical, guard };
-        self.with(py, |cache| cache.select(Some(Selection { budget, dense_below, trained_tokens })))
+        self.with(py, |cache| {
+            cache.select(Some(Selection { budget, dense_below, dense_prefill_below, trained_tokens }))
+        })
     }
 
     fn select_all(&self, py: Python<'_>) -> PyResult<()> {

@@ -121,7 +121,7 @@ impl KvCache {
         let mut scratch = std::mem::take(&mut self.scratch);
         self.layers[layer].selected = None;
         let call = Call { query, out, scale, mask };
-        let result = if let Some(selection) = self.selection_for(layer, query.extent().tokens) {
+        let result = if let Some(selection) = self.selection_for(layer, query.extent().tokens, mask) {
             self.attend_selected(&mut scratch, layer, shape, &layout, &selection, call, parallel)
                 .map(|()| None)
         } else {

@@ -60,6 +60,38 @@ pub trait WriteRows {
     fn write(&mut self, batch: usize, head: usize, token: usize, from: &[u8]);
 }
 
+/// Some consecutive tokens of a tensor.
+pub(super) struct Part<'a> {
+    pub(super) whole: &'a dyn ReadRows,
+    pub(super) first: usize,
+    pub(super) tokens: usize,
+}
+
+impl ReadRows for Part<'_> {
+    fn extent(&self) -> Extent {
+        Extent { tokens: self.tokens, ..self.whole.extent() }
+    }
+    fn read(&self, batch: usize, head: usize, token: usize, into: &mut [u8]) {
+        self.whole.read(batch, head, self.first + token, into);
+    }
+}
+
+/// Some consecutive tokens of a tensor that is written.
+pub(super) struct PartMut<'a> {
+    pub(super) whole: &'a mut dyn WriteRows,
+    pub(super) first: usize,
+    pub(super) tokens: usize,
+}
+
+impl WriteRows for PartMut<'_> {
+    fn extent(&self) -> Extent {
+        Extent { tokens: self.tokens, ..self.whole.extent() }
+    }
+    fn write(&mut self, batch: usize, head: usize, token: usize, from: &[u8]) {
+        self.whole.write(batch, head, self.first + token, from);
+    }
+}
+
 /// Additive float32 scores of shape (B or 1, T or 1, S), as strides over a slice; a
 /// dimension of size 1 has stride 0.
 #[derive(Clone, Copy, Debug)]

@@ -16,6 +16,7 @@ fn selection(blocks: usize, trained_tokens: usize) -> Selection {
     Selection {
         budget: Budget { blocks, sinks: 1, window: 2, critical: 1.0, guard },
         dense_below: 0,
+        dense_prefill_below: usize::MAX,
         trained_tokens,
     }
 }
@@ -94,6 +95,60 @@ proptest! {
         check(&mut cache, &rotary, &row, shape, new, compact);
         feed(&mut fork, &[ids(50, 1)], shape, DType::F32);
         prop_assert!(kept <= crop);
+    }
+}
+
+fn prefilling(blocks: usize, trained_tokens: usize) -> Selection {
+    Selection { dense_prefill_below: 0, ..selection(blocks, trained_tokens) }
+}
+
+#[test]
+fn a_part_of_a_prefill_equals_attention_over_what_it_reads() {
+    let (rotary, shape) = (rotary(4, false), [1, 9, 5]);
+    for (compact, new) in [(false, 64), (true, 64), (false, 40), (true, 33)] {
+        let trained = if compact { 0 } else { 10_000 };
+        let mut cache = cache(&rotary, store(), Some(prefilling(6, trained)));
+        let row = ids(704, 3);
+        feed(&mut cache, std::slice::from_ref(&row), shape, DType::F32);
+        check(&mut cache, &rotary, &row, shape, new, compact);
+        // The tokens' own blocks come on top of the budget.
+        assert_eq!(read_tokens(&cache, 704).len(), (6 + new.div_ceil(16)) * BLOCK_TOKENS);
+    }
+}
+
+#[test]
+fn the_chunks_of_a_prefill_change_no_bit() {
+    let (rotary, shape, row) = (rotary(4, false), [2, 8, 6], ids(1024, 2));
+    let prefill = |chunk: usize, dense_prefill_below: usize| {
+        let selection = Selection { dense_prefill_below, ..prefilling(8, 300) };
+        let mut cache = cache(&rotary, store(), Some(selection));
+        let mut rows: Vec<Vec<u8>> = vec![Vec::new(); 4];
+        for start in (0..row.len()).step_by(chunk) {
+            feed(&mut cache, &[row[start..start + chunk].to_vec()], shape, DType::Bf16);
+            let all = query(1, 4, row.len(), 8);
+            let part: Vec<usize> = (start..start + chunk).collect();
+            let mut out = Tensor::new(1, 4, chunk, 6, DType::F32);
+            let causal = Mask { causal: true, bias: None };
+            cache
+                .attend(0, &super::sparse::part(&all, &part), &mut out, 0.5, &causal, &Pool::new(2))
+                .unwrap();
+            let head_bytes = chunk * out.extent.row_bytes();
+            rows.iter_mut().zip(out.bytes.chunks_exact(head_bytes)).for_each(|(row, new)| row.extend(new));
+        }
+        rows.concat()
+    };
+    let expected = prefill(64, 0);
+    for chunk in [128, 256, 1024] {
+        assert!(prefill(chunk, 0) == expected, "{chunk}");
+    }
+    assert!(prefill(64, usize::MAX) != expected);
+    // What is short enough is read whole: all but the last part.
+    let (dense, selected) = (prefill(1024, 1024), prefill(1024, 1023));
+    for head in 0..4 {
+        for index in head * 1024 * 6..(head * 1024 + 960) * 6 {
+            let (dense, selected) = (DType::F32.read(&dense, index), DType::F32.read(&selected, index));
+            assert!((dense - selected).abs() < 1e-5, "{head} {index}: {selected} instead of {dense}");
+        }
     }
 }
 

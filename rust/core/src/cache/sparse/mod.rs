@@ -1,0 +1,398 @@
+//! Attention over the part of a long context that matters: summaries say which blocks, and
+//! only their pages are brought to RAM and read.
+//!
+//! Every (row, KV head) reads blocks of its own: the first, the last, and those to which the
+//! summaries promise most of the mass of its query group. The tokens after the last whole
+//! page are always read. Past the trained window the blocks that are read are numbered
+//! without gaps, so that no query meets a distance that the model was not trained on;
+//! scores are then taken as if nothing were further away than the budget.
+//!
+//! Invariant: the result depends on the query, the tokens and the selection, not on tiers or
+//! threads.
+//!
+//! Sources: selection by (page, KV head) within a budget, Quest (arXiv:2406.10774); compact
+//! positions of what is read, InfLLM (arXiv:2402.04617).
+
+mod reading;
+mod scoring;
+
+use std::sync::Arc;
+
+use super::attend::{Call, Scratch as AttendScratch, Step, read_query};
+use super::digest::DigestLayout;
+use super::feed::{Batch, PageRef, Source, stream};
+use super::layout::{Layout, PageBytes};
+use super::tensor::{Part, PartMut};
+use super::{KvCache, Mask};
+use crate::attend::{Parallel, Running};
+use crate::error::{Error, Result};
+use crate::interrupt::Poll;
+use crate::score::{BLOCK_TOKENS, Budget, Choice, Summary, slow_elements};
+use crate::session::LayerShape;
+use crate::sync::Mutex;
+use reading::{PARTS, Reading, list_pages};
+use scoring::Scoring;
+
+/// Query tokens up to which a call is a step of decoding, or of checking guessed tokens: they
+/// share one selection, made for all of them.
+const STEP_TOKENS_MAX: usize = 32;
+/// Query tokens of a prefill that share one selection; they end at multiples of it, so that the
+/// chunks of a prefill change nothing.
+const PART_TOKENS: usize = 64;
+/// Of these, one in so many is asked what it attends to.
+const SAMPLE_TOKENS: usize = 8;
+
+/// When and how a cache reads only a part of its context.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Selection {
+    /// What one step reads per KV head.
+    pub budget: Budget,
+    /// A step of decoding reads contexts of up to this many tokens whole.
+    pub dense_below: usize,
+    /// The same of a prefill.
+    pub dense_prefill_below: usize,
+    /// Contexts of up to this many tokens have their true positions; longer ones are numbered
+    /// by what is read.
+    pub trained_tokens: usize,
+}
+
+/// What the last step read of a layer, averaged over rows and heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Selected {
+    /// Tokens read per KV head.
+    pub tokens: f32,
+    /// Estimated share of the mass of all whole pages that was not read.
+    pub unread: f32,
+}
+
+/// Memory that is kept between calls.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// (B, H, chapter): see [`Scoring::chapter`].
+    masses: Vec<Mutex<Vec<f32>>>,
+    /// (B, H).
+    heads: Vec<Mutex<HeadScratch>>,
+    /// (B, H, R, Dk): the query rows that are asked what they attend to.
+    asked: Vec<f32>,
+}
+
+#[cfg(test)]
+impl Scratch {
+    /// What the last step read, (B, H).
+    pub(super) fn choices(&self) -> Vec<Choice> {
+        self.heads.iter().map(|head| head.lock().choice.clone()).collect()
+    }
+}
+
+#[derive(Default)]
+struct HeadScratch {
+    shares: Vec<f32>,
+    choice: Choice,
+}
+
+impl KvCache {
+    /// From now on reads what `selection` says, or everything.
+    ///
+    /// # Errors
+    /// `Invalid` without a rotary, for pages that are not whole blocks, and for a budget that
+    /// cannot be.
+    pub fn select(&mut self, selection: Option<Selection>) -> Result<()> {
+        if let Some(selection) = &selection {
+            selection.budget.check()?;
+            if self.turns.is_none() {
+                return Err(no_rotary());
+            }
+            if !self.config.page_tokens.is_multiple_of(BLOCK_TOKENS) {
+                return Err(Error::Invalid(format!(
+                    "page_tokens is {}, and a selection needs a multiple of {BLOCK_TOKENS}",
+                    self.config.page_tokens
+                )));
+            }
+        }
+        self.selection = selection;
+        self.layers.iter_mut().for_each(|layer| layer.selected = None);
+        Ok(())
+    }
+
+    /// What the last step read of a layer; `None` where it read everything.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such layer.
+    pub fn selected(&self, layer: usize) -> Result<Option<Selected>> {
+        self.check_layer(layer)?;
+        Ok(self.layers[layer].selected)
+    }
+
+    /// The selection, where it serves a call of so many query tokens.
+    pub(super) fn selection_for(&self, layer: usize, tokens: usize, mask: &Mask<'_>) -> Option<Selection> {
+        let length = self.layers[layer].len;
+        let is_step = (1..=STEP_TOKENS_MAX).contains(&tokens);
+        // A prefill without the usual mask is a padded batch, or something stranger: read whole.
+        let is_prefill = tokens > STEP_TOKENS_MAX && mask.causal && mask.bias.is_none();
+        self.selection.filter(|selection| {
+            length >= self.config.page_tokens
+                && ((is_step && length > selection.dense_below)
+                    || (is_prefill && length > selection.dense_prefill_below))
+        })
+    }
+
+    /// How the summaries of a layer of that shape are made; found out once.
+    fn digest_layout(&mut self, layer: usize, shape: &LayerShape) -> Result<Arc<DigestLayout>> {
+        let rotary = self.turns.as_ref().ok_or_else(no_rotary)?.rotary();
+        let layout = self.layout_of(shape);
+        let known = self.layers[layer].digest.get_or_insert_with(|| {
+            let dim = shape.key_dim as usize;
+            let summary = Summary::new(dim, slow_elements(rotary, dim));
+            Arc::new(DigestLayout::new(summary, shape, &layout))
+        });
+        Ok(known.clone())
+    }
+
+    /// Summarises a page that was sealed just now, unless earlier ones wait for that too. What
+    /// fails here is tried again when the summaries are needed.
+    pub(super) fn summarise_sealed(
+        &mut self,
+        layer: usize,
+        row: usize,
+        layout: &Layout,
+        page: PageBytes<'_>,
+    ) {
+        let Some(shape) = self.layers[layer].shape.filter(|_| self.selection.is_some()) else { return };
+        let Ok(digest) = self.digest_layout(layer, &shape) else { return };
+        let table = &mut self.layers[layer].tables[row];
+        if table.digest.pages() + 1 == table.sealed.len() {
+            let _ = table.digest.add(&self.store, &digest, layout, page);
+        }
+    }
+
+    /// Summarises the whole pages of a layer that are not yet.
+    fn summarise(
+        &mut self,
+        layer: usize,
+        layout: &Layout,
+        digest: &DigestLayout,
+        scratch: &mut AttendScratch,
+    ) -> Result<()> {
+        let whole = self.layers[layer].len / layout.page_tokens;
+        for row in 0..self.rows {
+            let known = self.layers[layer].tables[row].digest.pages();
+            if known >= whole {
+                continue;
+            }
+            let mut summaries = std::mem::take(&mut self.layers[layer].tables[row].digest);
+            let source = Source { store: &self.store, tables: &self.layers[layer].tables, layout };
+            let entry = |page: usize| PageRef::whole(row as u32, page as u32);
+            let entries: Vec<_> = (known..whole).map(entry).collect();
+            let result = stream(
+                &source,
+                &entries,
+                None,
+                &mut scratch.batches,
+                || (),
+                |batch| {
+                    (0..batch.entries.len())
+                        .try_for_each(|i| summaries.add(&self.store, digest, layout, batch.page(i, &source)))
+                },
+            );
+            self.layers[layer].tables[row].digest = summaries;
+            result?;
+        }
+        Ok(())
+    }
+
+    /// The body of [`KvCache::attend`] for what a selection reads.
+    pub(super) fn attend_selected(
+        &mut self,
+        scratch: &mut AttendScratch,
+        layer: usize,
+        shape: LayerShape,
+        layout: &Layout,
+        selection: &Selection,
+        call: Call<'_, '_>,
+        parallel: &dyn Parallel,
+    ) -> Result<()> {
+        let digest = self.digest_layout(layer, &shape)?;
+        self.summarise(layer, layout, &digest, scratch)?;
+        let (tokens, length) = (call.query.extent().tokens, self.layers[layer].len);
+        if tokens <= STEP_TOKENS_MAX {
+            let budget = selection.budget;
+            return self
+                .attend_part(scratch, layer, shape, layout, selection, &budget, call, length, parallel);
+        }
+        let Call { query, out, scale, mask } = call;
+        let mut poll = Poll::default();
+        let mut start = length - tokens;
+        while start < length {
+            poll.check()?;
+            let end = ((start / PART_TOKENS + 1) * PART_TOKENS).min(length);
+            let (first, count) = (start + tokens - length, end - start);
+            let query = Part { whole: query, first, tokens: count };
+            let mut out = PartMut { whole: &mut *out, first, tokens: count };
+            let call = Call { query: &query, out: &mut out, scale, mask };
+            let budget = prefill_budget(selection, end, count);
+            self.attend_part(scratch, layer, shape, layout, selection, &budget, call, end, parallel)?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// A few query tokens, the last of the first `length` tokens, over what one selection reads.
+    fn attend_part(
+        &mut self,
+        scratch: &mut AttendScratch,
+        layer: usize,
+        shape: LayerShape,
+        layout: &Layout,
+        selection: &Selection,
+        budget: &Budget,
+        call: Call<'_, '_>,
+        length: usize,
+        parallel: &dyn Parallel,
+    ) -> Result<()> {
+        let Call { query, out, scale, mask } = call;
+        let digest = self.digest_layout(layer, &shape)?;
+        let extent = query.extent();
+        read_query(query, scale, &mut scratch.query, &mut scratch.bytes);
+        let pages = length / layout.page_tokens;
+        let tail = length - pages * layout.page_tokens;
+        let budget = budget_of(budget, tail, extent.tokens);
+        let most = (budget.blocks as f32 * budget.guard.growth) as usize + budget.sinks + budget.window;
+        let turns = self.turns.as_mut().ok_or_else(no_rotary)?;
+        turns.grow(pages + 1);
+        turns.grow_blocks(most + 1);
+        let (turns, tables) = (&*turns, &self.layers[layer].tables);
+
+        let compact = length > selection.trained_tokens;
+        let far = (most * BLOCK_TOKENS).div_ceil(layout.page_tokens);
+        let rows = extent.heads / layout.heads * extent.tokens;
+        scratch.placed.clone_from(&scratch.query);
+        turns.place_queries(&mut scratch.placed, extent.tokens, extent.dim, length);
+        let mut asked = std::mem::take(&mut scratch.selection.asked);
+        let sampled = sample(&scratch.placed, extent.tokens, extent.dim, &mut asked);
+        let scoring = Scoring {
+            digest: &digest,
+            turns,
+            tables,
+            pages,
+            heads: layout.heads,
+            rows: rows / extent.tokens * sampled,
+            dim: extent.dim,
+            nearest_far: if compact { pages.saturating_sub(far) } else { 0 },
+        };
+        scoring.choose(&asked, &budget, &mut scratch.selection, parallel);
+        scratch.selection.asked = asked;
+
+        let chosen: Vec<_> = scratch.selection.heads.iter().map(Mutex::lock).collect();
+        let choices: Vec<&Choice> = chosen.iter().map(|head| &head.choice).collect();
+        if compact {
+            scratch.placed.clone_from(&scratch.query);
+            let queries = scratch.placed.chunks_exact_mut(rows * extent.dim);
+            for (queries, choice) in queries.zip(&choices) {
+                let read = choice.blocks.len() * BLOCK_TOKENS + tail;
+                turns.place_queries(queries, extent.tokens, extent.dim, read);
+            }
+        }
+        let bounds = list_pages(tables, layout, length, &choices, &mut scratch.order);
+        let states = fresh_states(
+            &mut scratch.states,
+            self.rows * PARTS * layout.heads,
+            rows,
+            shape.value_dim as usize,
+        );
+        let step = Step {
+            shape,
+            source: Source { store: &self.store, tables, layout },
+            length,
+            tokens: extent.tokens,
+            rows,
+            chunk_pages: 1,
+            chunks: PARTS,
+            query: &scratch.placed,
+            states,
+            mask,
+            turns: Some(turns),
+        };
+        let reading =
+            Reading { step: &step, digest: &digest, choices: &choices, bounds: &bounds, compact, pages };
+        let source = step.source;
+        if scratch.batches[0].pin(&source, &scratch.order) {
+            reading.advance(&scratch.batches[0], parallel);
+            scratch.batches[0].touch(&source, 1);
+        } else {
+            scratch.batches[0].clear();
+            let mut advance = |batch: &Batch| {
+                reading.advance(batch, parallel);
+                Ok(())
+            };
+            stream(&source, &scratch.order, None, &mut scratch.batches, || (), &mut advance)?;
+        }
+        step.finish(self.rows, out, &mut scratch.bytes);
+        self.layers[layer].selected = Some(average(&choices, tail));
+        Ok(())
+    }
+}
+
+fn no_rotary() -> Error {
+    Error::Invalid("a selection needs keys that come without positions: this cache has no rotary".into())
+}
+
+/// `count` states of R rows that have seen nothing.
+fn fresh_states(
+    states: &mut Vec<Mutex<Vec<f32>>>,
+    count: usize,
+    rows: usize,
+    value_dim: usize,
+) -> &[Mutex<Vec<f32>>] {
+    states.resize_with(count.max(states.len()), Mutex::default);
+    for state in &states[..count] {
+        let mut buffer = state.lock();
+        buffer.resize(Running::len_f32(rows, value_dim), 0.0);
+        Running::in_buffer(&mut buffer, rows, value_dim).reset();
+    }
+    &states[..count]
+}
+
+/// The budget of the whole pages: less the blocks of the tail, and with a window that
+/// reaches back to the first of the query tokens.
+fn budget_of(budget: &Budget, tail_tokens: usize, query_tokens: usize) -> Budget {
+    let tail = tail_tokens.div_ceil(BLOCK_TOKENS);
+    let own = query_tokens.saturating_sub(tail_tokens).div_ceil(BLOCK_TOKENS);
+    let window = budget.window.saturating_sub(tail).max(own);
+    let blocks = budget.blocks.saturating_sub(tail).max(budget.sinks + window);
+    Budget { blocks, window, ..*budget }
+}
+
+/// The budget of a part of a prefill: the tokens' own blocks come on top, and what is short enough
+/// is read whole and in 16 bits.
+fn prefill_budget(selection: &Selection, length: usize, tokens: usize) -> Budget {
+    let budget = selection.budget;
+    if length <= selection.dense_prefill_below {
+        return Budget { blocks: length.div_ceil(BLOCK_TOKENS), critical: 1.0, ..budget };
+    }
+    let own = tokens.div_ceil(BLOCK_TOKENS);
+    Budget { blocks: budget.blocks + own, window: budget.window + own, ..budget }
+}
+
+/// The rows of a few of T query tokens, spread evenly and the last among them: of (N, T, Dk) gives
+/// (N, S, Dk). Gives S; all of a step's.
+fn sample(placed: &[f32], tokens: usize, dim: usize, into: &mut Vec<f32>) -> usize {
+    into.clear();
+    if tokens <= STEP_TOKENS_MAX {
+        into.extend_from_slice(placed);
+        return tokens;
+    }
+    for head in placed.chunks_exact(tokens * dim) {
+        let rows = head.chunks_exact(dim).rev().step_by(SAMPLE_TOKENS);
+        rows.for_each(|row| into.extend_from_slice(row));
+    }
+    tokens.div_ceil(SAMPLE_TOKENS)
+}
+
+fn average(choices: &[&Choice], tail_tokens: usize) -> Selected {
+    let count = choices.len().max(1) as f32;
+    let blocks: usize = choices.iter().map(|choice| choice.blocks.len()).sum();
+    Selected {
+        tokens: (blocks * BLOCK_TOKENS) as f32 / count + tail_tokens as f32,
+        unread: choices.iter().map(|choice| choice.unread).sum::<f32>() / count,
+    }
+}
