@@ -182,10 +182,10 @@ class KvCache:
         Where up to 32 query tokens meet a context of more than `dense_below` tokens, `blocks` blocks of
         16 tokens are read per KV head: the first `sinks`, the last `window`, and those of the largest
         estimated mass; up to `growth` times as many while more than the share `unread` of the mass would
-        be left out. A call of more tokens is a prefill: where its context is longer than
-        `dense_prefill_below`, 64 tokens at a time read their own blocks and so many. Contexts past `trained_tokens` are numbered by what is read. With planes, the share
-        `critical` of the blocks, those of the largest mass, is read in 16 bits, the rest in FP8. Needs a
-        rotary.
+        be left out. A causal call of more tokens is a prefill: where its context is longer than
+        `dense_prefill_below`, 64 tokens at a time read their own blocks and so many. Contexts past
+        `trained_tokens` are numbered by what is read. With planes, the share `critical` of the blocks, those
+        of the largest mass, is read in 16 bits, the rest in FP8. Needs a rotary.
         """
     def select_all(self) -> None:
         """From now on `attend` reads everything."""

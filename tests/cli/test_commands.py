@@ -91,11 +91,61 @@ def test_ask_warns_beyond_the_trained_window(run, tmp_path, tiny_model):
     long = tmp_path / "long.txt"
     long.write_text("word " * 900)
     code, _, err = run(
-        "ask", long, "what?", "--model", tiny_model, "--directory", tmp_path / "s", "--max-new-tokens", 2
-    )
+        "ask", long, "what?", "--model", tiny_model, "--directory", tmp_path / "s", "--max-new-tokens", 2,
+        "--budget", "all",
+    )  # fmt: skip
     assert code == 0
     assert "warning:" in err
     assert "4,096" in err
+
+
+def test_ask_reads_a_part_of_a_long_text_and_goes_on_with_it(run_json, run, tmp_path, tiny_model, capsys):
+    long = tmp_path / "long.txt"
+    long.write_text("".join(f"Line {number} says {number * 7 % 13}. " for number in range(400)))
+
+    def ask(*options):
+        return run_json(
+            "ask", long, "what?", "--model", tiny_model, "--directory", tmp_path / "s", "--max-new-tokens", 3,
+            "--dtype", "float32", *options,
+        )  # fmt: skip
+
+    first = ask("--budget", 512)
+    assert first["tokens"]["context"] > 4096
+    assert first["reading"]["budget"] == 512
+    # The guard may read up to twice the budget.
+    assert 400 < first["reading"]["tokens"] <= 1024 + 64
+    again = ask("--budget", 512)
+    assert again["answer"] == first["answer"]
+    assert again["tokens"]["reused"] >= first["tokens"]["context"] - 1
+    whole = ask("--budget", "all")
+    assert whole["session"] != first["session"]
+    assert whole["reading"] == {
+        "budget": None,
+        "tokens": sum(whole["tokens"][of] for of in ("context", "question", "answer")),
+        "unread_share": 0.0,
+    }
+    with pytest.raises(SystemExit):
+        run("ask", long, "what?", "--budget", 10)
+    assert "from 256 on, and all" in capsys.readouterr().err
+
+
+def test_a_conversation_goes_on_as_it_was_begun(chat):
+    chat("hello\n", "--budget", "all")
+    turns, err = chat("still there?\n")
+    assert turns[0]["tokens"]["prefilled"] < turns[0]["tokens"]["total"]
+    assert "--budget all" in err
+
+
+def test_a_model_that_cannot_be_attached_is_read_whole(chat, monkeypatch):
+    from stratakv.hf import attachment, attention
+
+    def refuse(*_):
+        raise attention.UnsupportedModelError("strange positions")
+
+    monkeypatch.setattr(attachment, "probe", refuse)
+    turns, err = chat("hello\n")
+    assert len(turns) == 1
+    assert "strange positions" in err
 
 
 def test_a_conversation_goes_on_where_it_stopped(chat):

@@ -154,6 +154,34 @@ def test_short_contexts_are_read_whole():
         assert cache.stats()["cache"]["read_tokens"] < 200
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox", "cohere"])
+def test_a_prefill_of_everything_gives_the_dense_logits(name):
+    model = build(name)
+    ids = prompt(400)
+    logits = []
+    for below in (0, None):
+        budget = Selection(budget=1 << 16, dense_prefill_below=below, dense_below=1 << 20)
+        with stratakv.attach(model), open_cache(model, budget, precision="full") as cache:
+            for chunk in ids.split(150, dim=1):
+                logits.append(last_logits(model, chunk, cache))
+    for selected, dense in zip(logits[:3], logits[3:], strict=True):
+        assert torch.allclose(selected, dense, atol=1e-5)
+
+
+def test_a_prefill_past_the_window_reads_a_part_and_makes_no_large_mask(monkeypatch):
+    model = build("llama")
+    ids = prompt(900)
+    budget = Selection(budget=176, sinks=16, window=32, unread=1.0, dense_prefill_below=300)
+    masks = []
+    monkeypatch.setattr("stratakv.attention.paged.causal_mask", lambda *_: masks.append(1))
+    with stratakv.attach(model), open_cache(model, budget) as cache:
+        last_logits(model, ids[:, :400], cache)
+        last_logits(model, ids[:, 400:], cache)
+        read = cache.stats()["cache"]["read_tokens"]
+    assert 176 < read <= 176 + 64 + 16
+    assert not masks
+
+
 def test_an_unattached_cache_takes_no_budget():
     model = build("llama")
     with pytest.raises(ValueError, match=r"stratakv\.attach"):

@@ -25,6 +25,12 @@ def as_4d(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor | None:
     return view if fits and view.shape[3] == shape[3] else None
 
 
+def causal_mask(num_new: int, length: int, device: torch.device) -> Tensor:
+    """(T, S): True where query t of the last T tokens sees token s."""
+    seen = torch.ones(num_new, length, dtype=torch.bool, device=device)
+    return seen.tril(length - num_new)
+
+
 def to_bias(mask: Tensor) -> Tensor:
     """The float32 term that a mask adds to the scores: -inf where a bool mask excludes."""
     if mask.dtype == torch.bool:

@@ -1,6 +1,7 @@
 """Which kernel serves an attention over pages.
 
-- few query tokens on the CPU: the engine's kernel, straight from the pages;
+- few query tokens on the CPU, or many of which the engine selects for: the engine's kernel, straight
+  from the pages;
 - a layer that fits the tile budget: gathered, then the very call that the model made;
 - otherwise: streamed in tiles.
 """
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from stratakv.attention.masks import BiasCache, as_4d
+from stratakv.attention.masks import BiasCache, as_4d, causal_mask
 from stratakv.attention.streaming import stream_attention
 from stratakv.attention.workspace import DEFAULT_TILE_BYTES, WORKSPACE
 from stratakv.cache.page_table import Snapshot
@@ -29,6 +30,7 @@ def paged_attention(
     snapshot: Snapshot,
     *,
     mask: Tensor | None = None,
+    causal: bool = False,
     scale: float | None = None,
     softcap: float | None = None,
     tile_bytes: int = DEFAULT_TILE_BYTES,
@@ -40,6 +42,7 @@ def paged_attention(
             T tokens and without positions.
         snapshot: S tokens of (B, H, Dk) keys and (B, H, Dv) values.
         mask: broadcasts to (B, Q, T, S). Bool: True takes part. Float: added to the scores.
+        causal: instead of a mask: query t of T sees all but the last T - 1 - t tokens.
         scale: factor of the scores; Dk ** -0.5 by default.
         softcap: bound of the scores, see `softcap_attention`; served in tiles.
         tile_bytes: bound of the keys and values that are copied out of pages at a time.
@@ -57,9 +60,15 @@ def paged_attention(
             return None
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.no_grad():
-        output = _choose(
-            query.detach(), snapshot, mask, mask_4d, scale=scale, softcap=softcap, tile_bytes=tile_bytes
-        )
+        if causal and softcap is None and _is_for_engine(query, snapshot):
+            output = _engine(query.detach(), snapshot, None, scale, causal=True)
+        else:
+            if causal:
+                mask = causal_mask(query.shape[2], snapshot.length, query.device)
+                mask_4d = as_4d(mask, (*query.shape[:3], snapshot.length))
+            output = _choose(
+                query.detach(), snapshot, mask, mask_4d, scale=scale, softcap=softcap, tile_bytes=tile_bytes
+            )
     if torch.is_grad_enabled() and query.requires_grad:
         return _NoGradient.apply(output, query)  # type: ignore[no-any-return]
     return output
@@ -79,6 +88,13 @@ def _fits(query: Tensor, snapshot: Snapshot) -> bool:
     )
 
 
+def _is_for_engine(query: Tensor, snapshot: Snapshot) -> bool:
+    """Whether causal queries go to the engine: few of them, or such that it selects for."""
+    table = snapshot.table
+    is_few = query.shape[2] <= FEW_TOKENS
+    return query.device.type == "cpu" and (is_few or snapshot.length > table.dense_prefill_below)
+
+
 def _choose(
     query: Tensor,
     snapshot: Snapshot,
@@ -91,7 +107,8 @@ def _choose(
 ) -> Tensor:
     is_engine_case = softcap is None and (mask_4d is None or mask_4d.shape[1] == 1)
     if query.device.type == "cpu" and query.shape[2] <= FEW_TOKENS and is_engine_case:
-        return _engine(query, snapshot, mask, mask_4d, scale)
+        bias = None if mask is None or mask_4d is None else _BIASES.bias(mask_4d, mask)
+        return _engine(query, snapshot, bias, scale)
     rotary = snapshot.table.rotary
     if rotary is not None:
         query = rotary.rotate(query, torch.arange(snapshot.length - query.shape[2], snapshot.length))
@@ -104,16 +121,13 @@ def _choose(
 
 
 def _engine(
-    query: Tensor, snapshot: Snapshot, mask: Tensor | None, mask_4d: Tensor | None, scale: float
+    query: Tensor, snapshot: Snapshot, bias: Tensor | None, scale: float, *, causal: bool = False
 ) -> Tensor:
     snapshot.check()
-    bias = None
-    if mask is not None and mask_4d is not None:
-        bias = _BIASES.bias(mask_4d, mask)
     if query.stride(-1) != 1:
         query = query.contiguous()
     output = query.new_empty(*query.shape[:3], snapshot.geometry.value_dim)
-    snapshot.table.native.attend(snapshot.slot, query, output, scale, bias)
+    snapshot.table.native.attend(snapshot.slot, query, output, scale, bias, causal)
     return output
 
 

@@ -6,6 +6,7 @@ A slot is the index of a paged layer among the paged layers of a model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,7 @@ class PageTable:
         self.geometry: list[LayerGeometry | None] = [None] * num_slots
         self.epoch = 0
         self.selection: Selection | None = None
+        self.dense_prefill_below: float = math.inf
 
     @property
     def native(self) -> _native.KvCache:
@@ -156,8 +158,11 @@ class PageTable:
         self.selection = selection
         if selection is None:
             self.native.select_all()
+            self.dense_prefill_below = math.inf
         else:
-            self.native.select(**selection.native(trained_tokens))
+            arguments = selection.native(trained_tokens)
+            self.native.select(**arguments)
+            self.dense_prefill_below = arguments["dense_prefill_below"]
 
     def selected(self) -> tuple[float, float] | None:
         """Tokens that the last step read per head, and the estimated share of the mass that it did not.
@@ -204,6 +209,7 @@ class PageTable:
         twin.geometry = list(self.geometry)
         twin.epoch = 0
         twin.selection = self.selection
+        twin.dense_prefill_below = self.dense_prefill_below
         return twin
 
     def close(self) -> None:

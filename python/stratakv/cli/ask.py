@@ -17,7 +17,7 @@ from stratakv.cli import options
 from stratakv.cli.errors import UsageError
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count, format_seconds
-from stratakv.cli.storage import document_name, open_cache
+from stratakv.cli.storage import document_name, open_selecting
 
 if TYPE_CHECKING:
     from stratakv import TieredCache
@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `ask`."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="text to read; - is standard input")
     parser.add_argument("question", help="what to ask about it")
+    options.add_budget_option(parser)
     options.add_tier_options(parser, ram="256MiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
@@ -59,13 +60,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
     give_large_blocks_back()
     loaded = load(source, args.dtype, out=out)
     prompt = _prompt(loaded, document, args)
-    _warn_if_long(loaded, prompt, args.max_new_tokens, out)
     with (
         Interrupt() as interrupt,
-        open_cache(
-            loaded.model, args.directory, ram=args.ram, disk_limit=args.disk_limit, name=prompt.session
+        open_selecting(
+            loaded.model,
+            args.directory,
+            budget=args.budget,
+            out=out,
+            ram=args.ram,
+            disk_limit=args.disk_limit,
+            name=prompt.session,
         ) as cache,
     ):
+        if cache.attachment is None:
+            _warn_if_long(loaded, prompt, args.max_new_tokens, out)
         driver = Driver(loaded, cache, interrupt=interrupt, out=out, chunk=args.chunk, show=args.progress)
         try:
             report = _answer(driver, cache, prompt, args.max_new_tokens)
@@ -91,7 +99,9 @@ def _prompt(loaded: LoadedModel, document: str, args: argparse.Namespace) -> Pro
     from stratakv.cli.prompts import document_pieces
 
     context, question = document_pieces(loaded.tokenizer, document, args.question)
-    return Prompt(context, question, document_name(args.files, context, f"{loaded.name} {loaded.dtype}"))
+    # Pages that are read whole are other pages: a document may be kept in both ways.
+    kept = f"{loaded.name} {loaded.dtype}" + (" selecting" if args.budget else "")
+    return Prompt(context, question, document_name(args.files, context, kept))
 
 
 def _warn_if_long(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int, out: Output) -> None:
@@ -99,7 +109,7 @@ def _warn_if_long(loaded: LoadedModel, prompt: Prompt, max_new_tokens: int, out:
     if loaded.window is not None and length > loaded.window:
         out.warn(
             f"text and answer take up to {format_count(length)} tokens, and {loaded.name} was trained "
-            f"on {format_count(loaded.window)}: exact mode reads all of them, but the answer may be poor"
+            f"on {format_count(loaded.window)}: all of them are read, but the answer may be poor"
         )
 
 
@@ -137,12 +147,28 @@ def _answer(driver: Driver, cache: TieredCache, prompt: Prompt, max_new_tokens: 
             "prefilled": len(whole_prompt) - reused,
             "answer": num_tokens,
         },
+        "reading": reading(cache),
         "seconds": {
             "load": loaded.load_seconds,
             "prefill": context_seconds + rest.seconds,
             "first_token": first_token_seconds,
             "total": time.perf_counter() - start,
         },
+    }
+
+
+def reading(cache: TieredCache) -> dict[str, Any]:
+    """What the last step read: its budget, tokens per head, and the estimated share of the mass it left.
+
+    Of a step that read everything, only how much that was.
+    """
+    stats = cache.stats()["cache"]
+    if stats.get("read_tokens") is None:
+        return {"budget": stats.get("budget"), "tokens": stats["tokens"], "unread_share": 0.0}
+    return {
+        "budget": stats["budget"],
+        "tokens": round(stats["read_tokens"]),
+        "unread_share": round(stats["unread_share"], 4),
     }
 
 
@@ -157,6 +183,7 @@ def _tell(report: dict[str, Any], cache: TieredCache, out: Output) -> None:
         parts = [
             f"{format_count(tokens['reused'])} tokens reused",
             f"{format_count(tokens['prefilled'])} read in {format_seconds(seconds['prefill'])}",
+            f"steps of {format_count(report['reading']['tokens'])} tokens",
             tiers.describe(),
         ]
         out.note(out.note_style.dim(", ".join(parts)))

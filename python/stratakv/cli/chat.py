@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stratakv.cli import options
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
-from stratakv.cli.storage import check_name, open_cache, saved_ids
+from stratakv.cli.storage import check_name, open_selecting, saved_ids
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ PROMPT = "> "
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `chat`."""
     parser.add_argument("--session", metavar="NAME", default="chat", help="its name (default: %(default)s)")
+    options.add_budget_option(parser)
     options.add_tier_options(parser, ram="256MiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     give_large_blocks_back()
     loaded = load(source, args.dtype, out=out)
     limits = {"ram": args.ram, "disk_limit": args.disk_limit}
-    with open_cache(loaded.model, args.directory, name=name, **limits) as cache:
+    with open_selecting(
+        loaded.model, args.directory, name=name, budget=args.budget, out=out, **limits
+    ) as cache:
         chat = Chat(loaded, cache, args, out)
         chat.ids = saved_ids(args.directory, name, **limits)
         chat.greet()

@@ -7,17 +7,21 @@ import argparse
 from stratakv import sizes
 
 __all__ = [
+    "add_budget_option",
     "add_decoding_options",
     "add_directory_option",
     "add_json_option",
     "add_model_options",
     "add_progress_option",
     "add_tier_options",
+    "budget",
     "positive",
     "size",
 ]
 
 DEFAULT_DIRECTORY = "sessions"
+DEFAULT_BUDGET = 2048
+LEAST_BUDGET = 256
 
 
 def size(text: str) -> int:
@@ -37,6 +41,21 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
+
+
+def budget(text: str) -> int | None:
+    """A number of tokens, or `all`, for argparse."""
+    if text == "all":
+        return None
+    try:
+        tokens = int(text)
+    except ValueError:
+        tokens = 0
+    if tokens < LEAST_BUDGET:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: accepted are a whole number of tokens from {LEAST_BUDGET} on, and all"
+        )
+    return tokens
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +98,18 @@ def add_tier_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
         default=None,
         metavar="SIZE",
         help="limit of the directory on disk; the least valuable sessions go first (default: none)",
+    )
+
+
+def add_budget_option(parser: argparse.ArgumentParser) -> None:
+    """`--budget`; None reads everything."""
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        default=DEFAULT_BUDGET,
+        metavar="TOKENS",
+        help="tokens of a long text that each step reads, the most relevant ones; all reads everything, "
+        "as older sessions do (default: %(default)s)",
     )
 
 

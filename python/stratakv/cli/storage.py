@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from stratakv.cli.errors import UsageError
 if TYPE_CHECKING:
     from stratakv import TieredCache
     from stratakv._native import Store
+    from stratakv.cli.output import Output
 
-__all__ = ["check_name", "document_name", "open_cache", "open_store", "saved_ids"]
+__all__ = ["check_name", "document_name", "open_cache", "open_selecting", "open_store", "saved_ids"]
 
 STORE_RAM_BYTES = 64 << 20  # what listing, verifying and collecting may use
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -50,6 +52,52 @@ def open_cache(
 
     Path(directory).mkdir(parents=True, exist_ok=True, mode=0o700)
     return TieredCache.open(model, directory, name=name, ram=ram, disk_limit=disk_limit)
+
+
+@contextlib.contextmanager
+def open_selecting(
+    model: Any,
+    directory: str,
+    *,
+    budget: int | None,
+    out: Output,
+    ram: int,
+    disk_limit: int | None = None,
+    name: str | None = None,
+) -> Iterator[TieredCache]:
+    """A cache of which each step reads `budget` tokens, the model attached for as long as it is open.
+
+    Reads everything where that is asked for, where the session was made so, and where the model cannot be
+    attached, which is said.
+    """
+    from stratakv import TieredCache, attach
+    from stratakv.hf.attention import UnsupportedModelError
+
+    Path(directory).mkdir(parents=True, exist_ok=True, mode=0o700)
+    limits: dict[str, Any] = {"ram": ram, "disk_limit": disk_limit}
+    with contextlib.ExitStack() as stack:
+        if budget is not None and _is_exact(directory, name, **limits):
+            out.note(f"session {name} was begun with --budget all, and goes on so")
+            budget = None
+        if budget is not None:
+            try:
+                stack.enter_context(attach(model))
+            except UnsupportedModelError as reason:
+                out.note(f"each step reads the whole text: {reason}")
+                budget = None
+        cache = TieredCache.open(model, directory, name=name, budget=budget, **limits)
+        yield stack.enter_context(cache)
+
+
+def _is_exact(directory: str, name: str | None, *, ram: int, disk_limit: int | None) -> bool:
+    """Whether there is a session of that name whose keys have their positions."""
+    from stratakv.cache import Store
+
+    with Store(directory, ram=ram, disk_limit=disk_limit) as store:
+        if name is None or all(session["name"] != name for session in store.native.sessions()):
+            return False
+        settings: dict[str, str] = store.native.session(name)["settings"]
+        return settings.get("key_rotation") != "page"
 
 
 def open_store(directory: str, *, read_only: bool) -> Store:

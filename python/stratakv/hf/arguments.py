@@ -38,19 +38,26 @@ def check_page_tokens(page_tokens: int) -> None:
         )
 
 
-def is_mixed(precision: str | None, budget: object, saved: dict[str, Any] | None) -> bool:
+def is_mixed(
+    precision: str | None, budget: object, saved: dict[str, Any] | None, *, is_attached: bool
+) -> bool:
     """Whether a cache keeps planes: as it is told, as its session does, or where it selects.
 
     Raises:
-        ValueError: another word.
+        ValueError: another word, or planes for a model that is not attached.
     """
     if precision not in {None, *PRECISIONS}:
         raise ValueError(f"precision={precision!r}: accepted are {', '.join(map(repr, PRECISIONS))} and None")
+    if precision == "mixed" and not is_attached:
+        raise ValueError(
+            'precision="mixed" needs keys without positions: open the cache inside '
+            "`with stratakv.attach(model):`"
+        )
     if precision is not None:
         return precision == "mixed"
     if saved is not None:
         return "planes" in saved.get("settings", {})
-    return budget is not None
+    return budget is not None and is_attached
 
 
 def session_or_none(store: Store, name: str) -> dict[str, Any] | None:

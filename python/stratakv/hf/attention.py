@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
+from stratakv.attention.masks import causal_mask
 from stratakv.attention.paged import paged_attention
 from stratakv.attention.paged_tensor import PagedTensor
 from stratakv.attention.softcap import softcap_attention
@@ -142,6 +143,8 @@ def attention(  # noqa: PLR0917  # transformers' own signature
             kwargs=kwargs,
         )
         return output, None
+    if attention_mask is None and 1 < query.shape[2] != key.shape[2] and _is_causal(module, kwargs):
+        attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
     query, key = link.turned(query, key)
     return plain_attention(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -210,12 +213,12 @@ def _paged(
     """(B, T, Q, D) attention over pages."""
     if dropout > 0.0:
         raise ValueError(f"dropout={dropout} over a cached past: call model.eval() before generating")
-    snapshot, num_new = key.snapshot, query.shape[2]
-    if mask is None and num_new > 1 and _is_causal(module, kwargs):
-        seen = torch.ones(num_new, snapshot.length, dtype=torch.bool, device=query.device)
-        mask = seen.tril(snapshot.length - num_new)
+    snapshot = key.snapshot
+    causal = mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
     query, scale = link.scaled(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    output = paged_attention(query, snapshot, mask=mask, scale=scale, softcap=kwargs.get("softcap"))
+    output = paged_attention(
+        query, snapshot, mask=mask, causal=causal, scale=scale, softcap=kwargs.get("softcap")
+    )
     if output is None:
         shape = None if mask is None else tuple(mask.shape)
         raise ValueError(
@@ -225,5 +228,21 @@ def _paged(
     return output.transpose(1, 2).contiguous()
 
 
+def mask_or_none(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask that transformers makes, or None where it is the causal one of tokens after a past.
+
+    A (B, 1, T, S) mask of a long past is larger than what is attended to.
+    """
+    attention_mask = kwargs.get("attention_mask")
+    is_plain = (
+        not args
+        and kwargs.get("mask_function", causal_mask_function) is causal_mask_function
+        and kwargs.get("allow_is_causal_skip", True)
+        and kwargs.get("local_size") is None
+        and (attention_mask is None or bool(attention_mask.all()))
+    )
+    return None if is_plain else sdpa_mask(*args, **kwargs)
+
+
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, mask_or_none)

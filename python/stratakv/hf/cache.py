@@ -156,12 +156,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             check_page_tokens(page_tokens)
             self = cls.__new__(cls)
             attachment = attachment_of(model)
-            mixed = is_mixed(precision, budget, saved)
-            if mixed and attachment is None:
-                raise ValueError(
-                    'precision="mixed" needs keys without positions: open the cache inside '
-                    "`with stratakv.attach(model):`"
-                )
+            mixed = is_mixed(precision, budget, saved, is_attached=attachment is not None)
             settings = model_settings(model, page_tokens=page_tokens)
             if attachment is not None:
                 settings |= attachment.settings
