@@ -14,6 +14,7 @@
 //! positions of what is read, InfLLM (arXiv:2402.04617).
 
 use std::cell::RefCell;
+use std::slice::Chunks;
 use std::sync::Arc;
 
 use super::KvCache;
@@ -69,14 +70,6 @@ pub(super) struct Scratch {
     heads: Vec<Mutex<HeadScratch>>,
 }
 
-#[cfg(test)]
-impl Scratch {
-    /// Blocks that the last step read, (B, H).
-    pub(super) fn blocks(&self) -> Vec<Vec<u32>> {
-        self.heads.iter().map(|head| head.lock().choice.blocks.clone()).collect()
-    }
-}
-
 #[derive(Default)]
 struct HeadScratch {
     shares: Vec<f32>,
@@ -123,6 +116,19 @@ impl KvCache {
     pub fn selected(&self, layer: usize) -> Result<Option<Selected>> {
         self.check_layer(layer)?;
         Ok(self.layers[layer].selected)
+    }
+
+    /// Row by row, the blocks that each KV head read of a layer in the last step: ascending,
+    /// with those after the last whole page, of which the last may be shorter. `None` where
+    /// the step read everything.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such layer.
+    pub fn read_blocks(&self, layer: usize) -> Result<Option<Chunks<'_, Vec<u32>>>> {
+        self.check_layer(layer)?;
+        let held = &self.layers[layer];
+        let heads = held.shape.map_or(1, |shape| shape.kv_heads as usize);
+        Ok(held.selected.map(|_| held.blocks.chunks(heads)))
     }
 
     /// The selection, where it serves a step of so many query tokens.
@@ -282,7 +288,9 @@ impl KvCache {
             stream(&source, &scratch.order, None, &mut scratch.batches, || (), &mut advance)?;
         }
         step.finish(self.rows, out, &mut scratch.bytes);
-        self.layers[layer].selected = Some(average(&choices, tail));
+        let held = &mut self.layers[layer];
+        held.selected = Some(average(&choices, tail));
+        note_blocks(&choices, length, layout.page_tokens, &mut held.blocks);
         Ok(())
     }
 }
@@ -323,6 +331,16 @@ fn average(choices: &[&Choice], tail_tokens: usize) -> Selected {
     Selected {
         tokens: (blocks * BLOCK_TOKENS) as f32 / count + tail_tokens as f32,
         unread: choices.iter().map(|choice| choice.unread).sum::<f32>() / count,
+    }
+}
+
+/// Keeps what was read beyond the step, whose scratch all layers share.
+fn note_blocks(choices: &[&Choice], length: usize, page_tokens: usize, blocks: &mut Vec<Vec<u32>>) {
+    let whole = length / page_tokens * page_tokens / BLOCK_TOKENS;
+    blocks.resize_with(choices.len(), Vec::new);
+    for (choice, blocks) in choices.iter().zip(blocks) {
+        blocks.clone_from(&choice.blocks);
+        blocks.extend(whole as u32..length.div_ceil(BLOCK_TOKENS) as u32);
     }
 }
 
