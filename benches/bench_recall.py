@@ -1,6 +1,6 @@
 """How much of the attention a step finds: the blocks that the engine read, beside the best ones.
 
-Set-up: 8K tokens of prose and of code, prefilled densely; then tokens are decoded with the selection.
+Set-up: 8K tokens of prose (a handbook) and of code (Python's own library), prefilled densely; then tokens are decoded with the selection.
 Their queries, and the keys of all tokens, are taken from the model and turned by its own rotary, so that
 the true mass of every block is known. Recall is the mass of the blocks read over the mass of the best
 blocks, both with the same budget, sinks and window, and mass is averaged over the query heads that share
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benches.bench_decode import load, prefill
 from benches.harness import Result, figure
-from benches.texts import book, prose_ids, token_ids
+from benches.texts import prose_ids, token_ids
 from stratakv.cache.selection import BLOCK_TOKENS
 from stratakv.hf.compat import cache_kwargs
 
@@ -199,7 +199,6 @@ def details_of(texts: dict[str, Recall]) -> dict[str, Any]:
         "quest_group": name,
         "positions": POSITIONS,
         "context": CONTEXT,
-        "book": book().title,
     }
 
 

@@ -1,6 +1,6 @@
 """Decoding that reads a part of a long context: how far from dense, and how fast.
 
-Set-up of the distances: prose (a book) and code (Python's own library), prefilled densely; then
+Set-up of the distances: prose (a handbook) and code (Python's own library), prefilled densely; then
 every token is decoded with the selection, question and answer alike, teacher-forced, and its
 next-token distribution is compared with the one that the same cache gives when it reads everything.
 """
@@ -16,7 +16,7 @@ import torch
 
 from benches.bench_decode import load, prefill
 from benches.harness import Result, figure
-from benches.texts import book, prose_ids, token_ids
+from benches.texts import prose_ids, token_ids
 from stratakv.hf.compat import cache_kwargs
 
 POSITIONS = 48
@@ -59,13 +59,7 @@ def distances(context: int) -> dict[int, list[float]]:
 
 def distance(context: int, budget: int) -> Result:
     samples = distances(context)[budget]
-    details = {
-        "prose": samples[0],
-        "code": samples[1],
-        "positions": POSITIONS,
-        "context": context,
-        "book": book().title,
-    }
+    details = {"prose": samples[0], "code": samples[1], "positions": POSITIONS, "context": context}
     return Result([statistics.mean(samples)], details)
 
 
