@@ -1,10 +1,11 @@
 """How much of the attention a step finds: the blocks that the engine read, beside the best ones.
 
-Set-up: 8K tokens of prose (a handbook) and of code (Python's own library), prefilled densely; then tokens are decoded with the selection.
-Their queries, and the keys of all tokens, are taken from the model and turned by its own rotary, so that
-the true mass of every block is known. Recall is the mass of the blocks read over the mass of the best
-blocks, both with the same budget, sinks and window, and mass is averaged over the query heads that share
-a KV head, as they share what is read. It is averaged over layers, KV heads and tokens.
+Set-up: 8K tokens of prose (a handbook) and of code (Python's own library), prefilled densely; then tokens
+are decoded with the selection. Their queries, and the keys of all tokens, are taken from the model and
+turned by its own rotary, so that the true mass of every block is known. Recall is the mass of the blocks
+read over the mass of the best blocks, both with the same budget, sinks and window, and mass is averaged
+over the query heads that share a KV head, as they share what is read. It is averaged over layers, KV
+heads and tokens.
 
 Quest's blocks are chosen beside the engine's, for the same queries: by the largest product that a query
 may have with a key between the minimum and the maximum of the block's keys.

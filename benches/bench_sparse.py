@@ -130,7 +130,8 @@ def chat_parts(tokenizer: Any, city: str) -> tuple[list[int], list[int]]:
     messages = [{"role": "user", "content": "<text>" + QUESTION.format(city=city)}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     before, after = prompt.split("<text>")
-    return tuple(tokenizer.encode(part, add_special_tokens=False) for part in (before, after))
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    return encode(before), encode(after)
 
 
 @torch.inference_mode()
