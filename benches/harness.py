@@ -118,7 +118,7 @@ def git(*words: str) -> str:
     """What git says about this tree; nothing where there is no git."""
     try:
         done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *words], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
         )
     except OSError:
         return ""
