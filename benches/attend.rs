@@ -226,6 +226,33 @@ fn table(pools: &[&dyn Parallel]) {
     }
 }
 
+/// One JSON line for `benches/figures.py`: a read of the bytes over a step, in the demo model's shape,
+/// and with one query row per KV head.
+fn figure(pool: &dyn Parallel) {
+    let mut context = Context::new(Case { dtype: DType::Bf16, dim: 64, group: 3, tokens: 128 << 10 });
+    let bytes = context.bytes.len() as f64;
+    let mut ratios = [Vec::new(), Vec::new()];
+    let (mut read_rate, mut rate) = (0.0, 0.0);
+    for _ in 0..5 {
+        for (group, ratios) in [3, 1].into_iter().zip(&mut ratios) {
+            context.case.group = group;
+            let (mut scratch, mut out) = (Vec::new(), context.out());
+            let plan = context.plan(pool.threads());
+            let (step, read) =
+                measure(|| context.step(&plan, pool, &mut scratch, &mut out), || context.read(pool));
+            ratios.push(read / step);
+            if group == 3 {
+                (rate, read_rate) = (bytes / step / 1e9, bytes / read / 1e9);
+            }
+        }
+    }
+    let [group_3, group_1] = ratios;
+    println!(
+        "{{\"samples\": {group_3:?}, \"group_1\": {group_1:?}, \"gb_per_s\": {rate:.1}, \
+         \"read_gb_per_s\": {read_rate:.1}}}"
+    );
+}
+
 fn watch(criterion: &mut Criterion, pool: &dyn Parallel) {
     let mut group = criterion.benchmark_group("attend");
     group.sample_size(20).measurement_time(Duration::from_secs(2));
@@ -250,6 +277,9 @@ fn main() {
         }
     }
     let pool = Pool::new(2);
+    if std::env::args().any(|argument| argument == "--figure") {
+        return figure(&pool);
+    }
     // `cargo test --benches` only checks that it works.
     if std::env::args().any(|argument| argument == "--bench") {
         table(&[&Inline, &pool]);

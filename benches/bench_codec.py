@@ -1,4 +1,4 @@
-"""FP8 codes to bfloat16 on one core, beside torch's cast and the memory's own rate."""
+"""The compiled kernels beside the memory's own rate: FP8 codes to bfloat16, and attention over pages."""
 
 from __future__ import annotations
 
@@ -67,3 +67,23 @@ def fp8_decode_geps() -> Result:
         "torch_from_memory_geps": round(peers["memory"], 3),
     }
     return Result([one["cached_geps"] for one in rounds], details)
+
+
+@figure(
+    "attend_kernel_over_bandwidth",
+    "dense decode attention over 128K tokens of bfloat16, three query rows per KV head, two threads",
+    unit="of one read's bytes/s",
+    target=0.7,
+    peer="a pass that adds the same bytes up, on the same threads",
+    limit="1; and the core: 6 multiply-adds per element beside its widening",
+)
+def attend_kernel_over_bandwidth() -> Result:
+    command = ["cargo", "bench", "--locked", "--quiet", "-p", "stratakv-bench", "--bench", "attend"]
+    done = subprocess.run([*command, "--", "--figure"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    details = {
+        "gb_per_s": found["gb_per_s"],
+        "read_gb_per_s": found["read_gb_per_s"],
+        "one_query_row": round(statistics.median(found["group_1"]), 3),
+    }
+    return Result(found["samples"], details)

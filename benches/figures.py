@@ -44,8 +44,8 @@ def measure(key: str) -> bool:
     entry = record(one, result, time.perf_counter() - start)
     low, high = entry["spread"]
     verdict = "holds" if entry["holds"] else "FALLS SHORT"
-    measured = f"{entry['value']:.4g} {one.unit} ({low:.4g} to {high:.4g})"
-    print(f"{key}: {measured}, asked {entry['target']}: {verdict}", flush=True)
+    asked = "no target" if one.target is None else f"asked {one.asked}: {verdict}"
+    print(f"{key}: {entry['value']:.4g} {one.unit} ({low:.4g} to {high:.4g}), {asked}", flush=True)
     return bool(entry["holds"])
 
 
@@ -76,8 +76,7 @@ def show() -> None:
     known = json.loads(FIGURES_FILE.read_text()) if FIGURES_FILE.exists() else {}
     for key, one in sorted(FIGURES.items()):
         last = f"{known[key]['value']:.4g} {one.unit}" if key in known else "not measured yet"
-        asked = ("at most" if one.at_most else "at least") + f" {one.target:g}"
-        print(f"{key:32} {asked:16} {last:20} {one.title}")
+        print(f"{key:32} {one.asked:16} {last:20} {one.title}")
 
 
 def main() -> int:

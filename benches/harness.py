@@ -38,20 +38,28 @@ class Result:
 class Figure:
     """One number that the project publishes.
 
-    `target` is what is asked of it: at least, or with `at_most` at most. `limit` says what the
-    hardware allows, so that the distance to it can be seen.
+    `target` is what is asked of it: at least, or with `at_most` at most; None where it is only
+    reported. `limit` says what the hardware allows, so that the distance to it can be seen.
     """
 
     key: str
     title: str
     unit: str
-    target: float
+    target: float | None
     at_most: bool
     peer: str
     limit: str
     measure: Callable[[], Result]
 
+    @property
+    def asked(self) -> str:
+        if self.target is None:
+            return "reported"
+        return ("at most" if self.at_most else "at least") + f" {self.target:g}"
+
     def holds(self, value: float) -> bool:
+        if self.target is None:
+            return True
         return value <= self.target if self.at_most else value >= self.target
 
 
@@ -59,7 +67,7 @@ FIGURES: dict[str, Figure] = {}
 
 
 def figure(
-    key: str, title: str, *, unit: str, target: float, peer: str, limit: str, at_most: bool = False
+    key: str, title: str, *, unit: str, target: float | None, peer: str, limit: str, at_most: bool = False
 ) -> Callable[[Callable[[], Result]], Callable[[], Result]]:
     """Registers the function that measures a figure."""
 
@@ -76,7 +84,7 @@ def record(one: Figure, result: Result, seconds: float) -> dict[str, Any]:
         "title": one.title,
         "value": round(result.value, 6),
         "unit": one.unit,
-        "target": ("at most " if one.at_most else "at least ") + f"{one.target:g}",
+        "target": one.asked,
         "holds": one.holds(result.value),
         "spread": [round(min(result.samples), 6), round(max(result.samples), 6)],
         "samples": [round(sample, 6) for sample in result.samples],
@@ -110,7 +118,7 @@ def git(*words: str) -> str:
     """What git says about this tree; nothing where there is no git."""
     try:
         done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *words], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
         )
     except OSError:
         return ""

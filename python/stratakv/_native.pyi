@@ -194,6 +194,11 @@ class KvCache:
 
         Tokens per KV head, and the estimated share of the attention mass that was not read.
         """
+    def read_blocks(self, layer: int) -> list[list[list[int]]] | None:
+        """Which blocks the layer's last attend read, by row and KV head; None where it read everything.
+
+        Blocks of 16 tokens, counted from the first token on, ascending; the last may be shorter.
+        """
     def prefetch(self, layer: int) -> None:
         """Starts reading what the layer's next attend or gather will miss in RAM."""
     def crop(self, length: int) -> None:

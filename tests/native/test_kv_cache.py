@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from stratakv import _native
+from stratakv.cache.rotary import Rotary
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One rounding of the result, and float32 sums in another order.
@@ -208,6 +209,33 @@ def test_rows_move_and_forks_part(store):
     assert torch.equal(gathered(fork, keys)[1], torch.cat([values, more], 2))
     assert torch.equal(gathered(cache, keys)[0], torch.cat([keys[:, :, :18], more[:, :, :1]], 2))
     assert (cache.num_rows, fork.length(0), deep.length(0)) == (3, 25, 20)
+
+
+def test_a_step_tells_which_blocks_it_read(store):
+    rotary = Rotary((1.0, 0.1, 0.01, 0.001))
+    cache = _native.KvCache(store, num_layers=2, page_tokens=32, rotary=(list(rotary.inv_freq), False))
+    keys, values, query = random(2, 3, 1010, 8), random(2, 3, 1010, 8), random(2, 3, 1, 8)
+    for layer in range(2):
+        cache.append(layer, keys, values)
+    cache.select(blocks=6, sinks=1, window=2, unread=1.0, growth=1.0, dense_below=0, trained_tokens=4096)
+    out = torch.empty_like(query)
+    cache.attend(1, query, out, 0.3)
+    assert cache.read_blocks(0) is None
+    rows = cache.read_blocks(1)
+    assert [len(heads) for heads in rows] == [3, 3]
+    hidden = torch.full((2, 3, 1, 1010), -torch.inf)
+    for row, heads in enumerate(rows):
+        for head, blocks in enumerate(heads):
+            # The sink, the best, and for a window the 18 tokens after the last whole page.
+            assert len(blocks) == 6
+            assert blocks == sorted(set(blocks))
+            assert {0, 62, 63} < set(blocks)
+            for block in blocks:
+                hidden[row, head, :, 16 * block : 16 * block + 16] = 0.0
+    query, keys = rotary.rotate(query, torch.tensor([1009])), rotary.rotate(keys, torch.arange(1010))
+    assert torch.allclose(out.double(), oracle(query, keys, values, 0.3, hidden), atol=1e-5)
+    cache.select_all()
+    assert cache.read_blocks(1) is None
 
 
 def test_token_ids_and_salts(store):

@@ -176,6 +176,13 @@ class PageTable:
         tokens, unread = zip(*known, strict=True)
         return sum(tokens) / len(known), sum(unread) / len(known)
 
+    def read_blocks(self, slot: int) -> list[list[list[int]]] | None:
+        """Which blocks the slot's last step read, by row and head; None where it read everything.
+
+        Blocks of 16 tokens, counted from the first token on, ascending; the last may be shorter.
+        """
+        return self.native.read_blocks(slot)
+
     def prefetch(self, slot: int) -> None:
         """Starts reading what the slot's next use misses in RAM."""
         if self.reads_disk and self.selection is None:

@@ -200,6 +200,10 @@ impl KvCache {
         Ok(selected.map(|selected| (selected.tokens, selected.unread)))
     }
 
+    fn read_blocks(&self, py: Python<'_>, layer: usize) -> PyResult<Option<Vec<Vec<Vec<u32>>>>> {
+        self.with(py, |cache| Ok(cache.read_blocks(layer)?.map(|rows| rows.map(<[_]>::to_vec).collect())))
+    }
+
     fn prefetch(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
         self.with(py, |cache| cache.prefetch(layer))
     }

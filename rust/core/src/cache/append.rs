@@ -168,7 +168,7 @@ fn seal_page(
     let mut residual = store.allocate(layout.sealed_bytes(true))?;
     layout.encode(&open, &mut codes, &mut residual);
     drop(open);
-    let residual = store.seal(residual_key, residual, lifetime)?;
+    let residual = store.seal_archival(residual_key, residual, lifetime)?;
     let codes = store.seal(keys.page, codes, lifetime).inspect_err(|_| store.release(&[residual_key]))?;
     let sealed = SealedPage::adopt(store, keys);
     sealed.page.seen(&codes);

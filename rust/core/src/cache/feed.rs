@@ -1,7 +1,7 @@
 //! Bringing pages to where they can be read: pinned while they are used, the next batch
 //! on its way meanwhile, and never more at once than the store says it can hold.
 
-use super::layout::{Layout, PageBytes};
+use super::layout::{Layout, PageBytes, open_page};
 use super::table::{HeldPage, SealedPage, Table};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
@@ -125,7 +125,7 @@ impl Batch {
     pub(super) fn page<'a>(&'a self, index: usize, source: &Source<'a>) -> PageBytes<'a> {
         match &self.pins[index] {
             // Only the open page has no pin.
-            [None, _] => source.layout.open(&source.tables[self.entries[index].row as usize]),
+            [None, _] => open_page(&source.tables[self.entries[index].row as usize]),
             [Some(page), _] if !source.layout.has_planes() => PageBytes::Elements(page),
             [Some(codes), residual] => {
                 PageBytes::Planes { codes, residual: residual.as_ref().map(|page| &page[..]) }

@@ -267,12 +267,12 @@ impl Layout {
         let (dk, dv) = (self.shape.key_dim as usize, self.shape.value_dim as usize);
         Tile { keys, values, kind, tokens, dk, dv, bias: None }
     }
+}
 
-    /// The open page of a row.
-    pub(super) fn open<'a>(&self, table: &'a Table) -> PageBytes<'a> {
-        // An absent one would be a bug and has no bytes.
-        PageBytes::Elements(table.open.as_deref().map_or(&[], |open| open))
-    }
+/// The open page of a row.
+pub(super) fn open_page(table: &Table) -> PageBytes<'_> {
+    // An absent one would be a bug and has no bytes.
+    PageBytes::Elements(table.open.as_deref().map_or(&[], |open| open))
 }
 
 fn convert(from: DType, elements: &[u8], to: DType, out: &mut [u8]) {

@@ -102,6 +102,8 @@ struct Layer {
     attends: u64,
     /// What the last step read, where it selected.
     selected: Option<Selected>,
+    /// The blocks that it read then, (B, H).
+    blocks: Vec<Vec<u32>>,
     /// How summaries are made; once it is known.
     digest: Option<Arc<digest::DigestLayout>>,
 }

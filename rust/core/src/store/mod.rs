@@ -179,7 +179,20 @@ impl Store {
     ///
     /// # Errors
     /// `Poisoned` after a failed sync; `Forked`.
-    pub fn seal(&self, key: PageKey, mut page: PageMut, lifetime: Lifetime) -> Result<Page> {
+    pub fn seal(&self, key: PageKey, page: PageMut, lifetime: Lifetime) -> Result<Page> {
+        self.seal_as(key, page, lifetime, false)
+    }
+
+    /// [`Store::seal`] of a page that is to leave RAM before all others, once it is written: one that
+    /// few will ask for.
+    ///
+    /// # Errors
+    /// As [`Store::seal`].
+    pub fn seal_archival(&self, key: PageKey, page: PageMut, lifetime: Lifetime) -> Result<Page> {
+        self.seal_as(key, page, lifetime, true)
+    }
+
+    fn seal_as(&self, key: PageKey, mut page: PageMut, lifetime: Lifetime, transient: bool) -> Result<Page> {
         self.inner.check()?;
         page.zero_padding();
         let page = Arc::new(page);
@@ -188,7 +201,7 @@ impl Store {
             return Err(Error::Poisoned(cause.clone()));
         }
         let stored = state.is_stored(key);
-        let fresh = state.insert_page(key, page.clone(), lifetime, false);
+        let fresh = state.insert_page(key, page.clone(), lifetime, transient);
         state.retain(key, lifetime);
         let kept = state.held(key, lifetime).page.clone().unwrap_or(page);
         if fresh && stored {

@@ -16,6 +16,7 @@
 mod reading;
 mod scoring;
 
+use std::slice::Chunks;
 use std::sync::Arc;
 
 use super::attend::{Call, Scratch as AttendScratch, Step, read_query};
@@ -121,6 +122,19 @@ impl KvCache {
     pub fn selected(&self, layer: usize) -> Result<Option<Selected>> {
         self.check_layer(layer)?;
         Ok(self.layers[layer].selected)
+    }
+
+    /// Row by row, the blocks that each KV head read of a layer in the last step: ascending,
+    /// with those after the last whole page, of which the last may be shorter. `None` where
+    /// the step read everything.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such layer.
+    pub fn read_blocks(&self, layer: usize) -> Result<Option<Chunks<'_, Vec<u32>>>> {
+        self.check_layer(layer)?;
+        let held = &self.layers[layer];
+        let heads = held.shape.map_or(1, |shape| shape.kv_heads as usize);
+        Ok(held.selected.map(|_| held.blocks.chunks(heads)))
     }
 
     /// The selection, where it serves a call of so many query tokens.
@@ -327,7 +341,9 @@ impl KvCache {
             stream(&source, &scratch.order, None, &mut scratch.batches, || (), &mut advance)?;
         }
         step.finish(self.rows, out, &mut scratch.bytes);
-        self.layers[layer].selected = Some(average(&choices, tail));
+        let held = &mut self.layers[layer];
+        held.selected = Some(average(&choices, tail));
+        note_blocks(&choices, length, layout.page_tokens, &mut held.blocks);
         Ok(())
     }
 }
@@ -394,5 +410,15 @@ fn average(choices: &[&Choice], tail_tokens: usize) -> Selected {
     Selected {
         tokens: (blocks * BLOCK_TOKENS) as f32 / count + tail_tokens as f32,
         unread: choices.iter().map(|choice| choice.unread).sum::<f32>() / count,
+    }
+}
+
+/// Keeps what was read beyond the step, whose scratch all layers share.
+fn note_blocks(choices: &[&Choice], length: usize, page_tokens: usize, blocks: &mut Vec<Vec<u32>>) {
+    let whole = length / page_tokens * page_tokens / BLOCK_TOKENS;
+    blocks.resize_with(choices.len(), Vec::new);
+    for (choice, blocks) in choices.iter().zip(blocks) {
+        blocks.clone_from(&choice.blocks);
+        blocks.extend(whole as u32..length.div_ceil(BLOCK_TOKENS) as u32);
     }
 }

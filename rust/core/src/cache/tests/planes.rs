@@ -28,7 +28,7 @@ fn uneven(tokens: std::ops::Range<usize>, layer: usize, dim: usize, heads: usize
     let first = tokens.start;
     Tensor::new(1, heads, tokens.len(), dim, dtype).filled(|_, h, t, d| {
         let token = first + t;
-        value(layer, token as u32 % 50, token, h, d) * 2_f32.powi((token * 5 % 7) as i32 - 4 + h as i32)
+        value(layer, token as u32 % 50, token, h, d) * 0.0625 * (1 << (token * 5 % 7 + h)) as f32
     })
 }
 

@@ -29,10 +29,12 @@ fn cache(rotary: &Rotary, store: Store, selection: Option<Selection>) -> KvCache
 
 /// Tokens that the last step read for the one row and head.
 fn read_tokens(cache: &KvCache, length: usize) -> Vec<usize> {
-    let whole = length / PAGE_TOKENS * PAGE_TOKENS;
-    let choices = cache.scratch.selection.choices();
-    let tokens = |block: &u32| *block as usize * BLOCK_TOKENS..(*block as usize + 1) * BLOCK_TOKENS;
-    choices[0].blocks.iter().flat_map(tokens).chain(whole..length).collect()
+    let blocks = cache.read_blocks(0).unwrap().unwrap().next().unwrap();
+    let tokens = |block: &u32| {
+        let first = *block as usize * BLOCK_TOKENS;
+        first..(first + BLOCK_TOKENS).min(length)
+    };
+    blocks[0].iter().flat_map(tokens).collect()
 }
 
 fn part(tensor: &Tensor, tokens: &[usize]) -> Tensor {
