@@ -10,6 +10,8 @@ use crate::simd::{Bytes, SimdLevel, dispatch, exp_vector};
 
 /// Rows that are worked on together, at most.
 const ROWS: usize = 4;
+/// Blocks that are taken through a step together.
+const BATCH: usize = 8;
 /// Up to here scores are taken relative to their bound, which costs no search for the largest:
 /// the smallest weight, e^-80, is still a normal number.
 pub(super) const BOUND_MAX: f32 = 40.0;
@@ -155,21 +157,33 @@ unsafe fn estimate_some<S: Bytes, const R: usize>(
     let stride = blocks.summary.query_floats();
     // SAFETY: the caller's.
     let query = unsafe { query.as_ptr().add(row * stride) };
-    for block in 0..blocks.count {
-        let bytes = &blocks.bytes[block * blocks.places.len..][..blocks.places.len];
-        // The next ones are asked for early: they are read once, in order.
-        simd.prefetch(bytes.as_ptr().wrapping_add(4 * blocks.places.len));
-        simd.prefetch(bytes.as_ptr().wrapping_add(4 * blocks.places.len + 64));
-        simd.prefetch(bytes.as_ptr().wrapping_add(4 * blocks.places.len + 128));
-        let scales = Summary::scales(&blocks.places, bytes);
-        // SAFETY: the caller's; a summary has all its places.
-        let (centre, along) = unsafe { project::<S, R>(simd, blocks, bytes, query, stride, &scales) };
-        // SAFETY: as above.
-        let (reference, sum) = unsafe { log_sum_exps(simd, bytes, blocks.places.coefficients, &along) };
-        for r in 0..R {
-            masses.at[(row + r) * masses.stride + block] = centre[r] + reference[r];
-            masses.sum[(row + r) * masses.stride + block] = sum[r];
+    let summary = |block: usize| &blocks.bytes[block * blocks.places.len..][..blocks.places.len];
+    let mut parts = [([0.0; R], [[0.0; RANKS]; R]); BATCH];
+    let mut first = 0;
+    while first < blocks.count {
+        // One step for a few blocks before the next one: each step is a long chain of its own, and
+        // only those of different blocks overlap.
+        let count = BATCH.min(blocks.count - first);
+        for (part, block) in parts[..count].iter_mut().zip(first..) {
+            let bytes = summary(block);
+            // The next ones are asked for early: they are read once, in order.
+            for line in 0..3 {
+                simd.prefetch(bytes.as_ptr().wrapping_add(BATCH * blocks.places.len + 64 * line));
+            }
+            let scales = Summary::scales(&blocks.places, bytes);
+            // SAFETY: the caller's; a summary has all its places.
+            *part = unsafe { project::<S, R>(simd, blocks, bytes, query, stride, &scales) };
         }
+        for ((centre, along), block) in parts[..count].iter().zip(first..) {
+            let place = blocks.places.coefficients;
+            // SAFETY: as above.
+            let (reference, sum) = unsafe { log_sum_exps(simd, summary(block), place, along) };
+            for r in 0..R {
+                masses.at[(row + r) * masses.stride + block] = centre[r] + reference[r];
+                masses.sum[(row + r) * masses.stride + block] = sum[r];
+            }
+        }
+        first += count;
     }
     R
 }
