@@ -22,15 +22,19 @@ def misses_of_a_step(share: float, bytes_16: int) -> tuple[int, int]:
 
     model = load("bfloat16").model
     codes = stratakv.Selection(budget=EVERYTHING, dense_below=0, unread=1.0, critical_fraction=0.0)
-    with tempfile.TemporaryDirectory() as directory, stratakv.attach(model):
-        with stratakv.TieredCache.open(model, directory, ram=int(share * bytes_16), budget=codes) as cache:
-            fill(cache, model)
-            step_seconds(model, cache)
-            step_seconds(model, cache)
-            before = cache.stats()["ram"]["misses"]
-            step_seconds(model, cache)
-            ram_stats = cache.stats()["ram"]
-            return ram_stats["misses"] - before, ram_stats["used_bytes"]
+    ram = int(share * bytes_16)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        stratakv.attach(model),
+        stratakv.TieredCache.open(model, directory, ram=ram, budget=codes) as cache,
+    ):
+        fill(cache, model)
+        step_seconds(model, cache)
+        step_seconds(model, cache)
+        before = cache.stats()["ram"]["misses"]
+        step_seconds(model, cache)
+        ram_stats = cache.stats()["ram"]
+        return ram_stats["misses"] - before, ram_stats["used_bytes"]
 
 
 def fill(cache: Any, model: Any) -> None:

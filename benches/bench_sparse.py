@@ -294,7 +294,7 @@ def selecting(model: Any, context: int) -> Any:
     import stratakv
 
     with stratakv.attach(model):
-        cache = stratakv.TieredCache.open(model, None, ram="8GiB")
+        cache = stratakv.TieredCache.open(model, None, ram="8GiB", precision="mixed")
         for index, (keys, values) in enumerate(real_keys(model.dtype)):
             for _ in range(context // keys.shape[2]):
                 cache._table.append(index, keys, values)

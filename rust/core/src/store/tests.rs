@@ -58,6 +58,28 @@ fn pages_beyond_ram_come_back_from_disk() {
 }
 
 #[test]
+fn archival_pages_leave_ram_first_and_come_back() {
+    let disk = MemoryDisk::new();
+    let store = open(&disk, 16);
+    // The usual pages are the older ones, and would go first by age.
+    for number in 0..6 {
+        put(&store, number, Lifetime::Durable);
+    }
+    for number in 6..12 {
+        let mut page = store.allocate(PAGE).unwrap();
+        page.fill(number as u8);
+        store.seal_archival(key(number), page, Lifetime::Durable).unwrap();
+    }
+    store.flush().unwrap();
+    let fresh: Vec<_> = (0..10).map(|_| store.allocate(PAGE).unwrap()).collect();
+    drop(fresh);
+    check(&store, 0..6);
+    assert_eq!(store.stats().counters.misses, 0, "no page of the usual kind had left");
+    check(&store, 6..12);
+    assert_eq!(store.stats().counters.misses, 6);
+}
+
+#[test]
 fn a_full_ram_limit_without_a_directory_is_an_error() {
     let store = Store::open(&config(16)).unwrap();
     for number in 0..16 {
