@@ -217,7 +217,17 @@ def test_a_step_tells_which_blocks_it_read(store):
     keys, values, query = random(2, 3, 1010, 8), random(2, 3, 1010, 8), random(2, 3, 1, 8)
     for layer in range(2):
         cache.append(layer, keys, values)
-    cache.select(blocks=6, sinks=1, window=2, unread=1.0, growth=1.0, dense_below=0, trained_tokens=4096)
+    cache.select(
+        blocks=6,
+        sinks=1,
+        window=2,
+        unread=1.0,
+        growth=1.0,
+        critical=1.0,
+        dense_below=0,
+        dense_prefill_below=4096,
+        trained_tokens=4096,
+    )
     out = torch.empty_like(query)
     cache.attend(1, query, out, 0.3)
     assert cache.read_blocks(0) is None
