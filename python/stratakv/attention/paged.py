@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def paged_attention(
             output = _engine(query.detach(), snapshot, None, scale, causal=True)
         else:
             if causal:
-                mask = causal_mask(query.shape[2], snapshot.length, query.device)
+                mask = _shared_causal_mask(query.shape[2], snapshot.length, query.device)
                 mask_4d = as_4d(mask, (*query.shape[:3], snapshot.length))
             output = _choose(
                 query.detach(), snapshot, mask, mask_4d, scale=scale, softcap=softcap, tile_bytes=tile_bytes
@@ -86,6 +87,12 @@ def _fits(query: Tensor, snapshot: Snapshot) -> bool:
         and query.device == snapshot.device
         and snapshot.length > 0
     )
+
+
+@lru_cache(maxsize=1)
+def _shared_causal_mask(num_new: int, length: int, device: torch.device) -> Tensor:
+    """The mask of a pass, made once for all its layers."""
+    return causal_mask(num_new, length, device)
 
 
 def _is_for_engine(query: Tensor, snapshot: Snapshot) -> bool:

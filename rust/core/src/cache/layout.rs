@@ -184,37 +184,37 @@ impl Layout {
 
     /// Keys of a slice as elements of `dtype`. Codes without their residuals give nothing.
     pub(super) fn read_keys(&self, page: PageBytes<'_>, slice: Slice, dtype: DType, out: &mut [u8]) {
-        let Slice { head, first, tokens } = slice;
-        match (page, &self.planes) {
-            (PageBytes::Planes { codes, residual: Some(residual) }, Some(planes)) => restore_rows(
-                self.key_shape(),
-                &self.scales(residual, head).keys[first..first + tokens],
-                &codes[planes.codes.keys(head, first, tokens)],
-                &residual[planes.residual.keys(head, first, tokens)],
-                dtype,
-                out,
-            ),
-            (PageBytes::Elements(bytes), _) => {
-                convert(self.shape.dtype, &bytes[self.keys(head, first, tokens)], dtype, out);
-            }
-            _ => {}
-        }
+        self.read(page, slice, self.key_shape(), Places::keys, key_scales, dtype, out);
     }
 
     /// Values of a slice as elements of `dtype`. Codes without their residuals give nothing.
     pub(super) fn read_values(&self, page: PageBytes<'_>, slice: Slice, dtype: DType, out: &mut [u8]) {
+        self.read(page, slice, self.value_shape(), Places::values, value_scales, dtype, out);
+    }
+
+    /// One of the two: rows of `shape`, that are at `places` and have the scales that `of` names.
+    fn read(
+        &self,
+        page: PageBytes<'_>,
+        slice: Slice,
+        shape: RowShape,
+        places: impl Fn(&Places, usize, usize, usize) -> Range<usize>,
+        of: impl for<'a> Fn(Scales<'a>) -> &'a [u8],
+        dtype: DType,
+        out: &mut [u8],
+    ) {
         let Slice { head, first, tokens } = slice;
         match (page, &self.planes) {
             (PageBytes::Planes { codes, residual: Some(residual) }, Some(planes)) => restore_rows(
-                self.value_shape(),
-                &self.scales(residual, head).values[first..first + tokens],
-                &codes[planes.codes.values(head, first, tokens)],
-                &residual[planes.residual.values(head, first, tokens)],
+                shape,
+                &of(self.scales(residual, head))[first..first + tokens],
+                &codes[places(&planes.codes, head, first, tokens)],
+                &residual[places(&planes.residual, head, first, tokens)],
                 dtype,
                 out,
             ),
             (PageBytes::Elements(bytes), _) => {
-                convert(self.shape.dtype, &bytes[self.values(head, first, tokens)], dtype, out);
+                convert(shape.dtype, &bytes[places(&self.elements, head, first, tokens)], dtype, out);
             }
             _ => {}
         }
@@ -273,6 +273,14 @@ impl Layout {
 pub(super) fn open_page(table: &Table) -> PageBytes<'_> {
     // An absent one would be a bug and has no bytes.
     PageBytes::Elements(table.open.as_deref().map_or(&[], |open| open))
+}
+
+fn key_scales(scales: Scales<'_>) -> &[u8] {
+    scales.keys
+}
+
+fn value_scales(scales: Scales<'_>) -> &[u8] {
+    scales.values
 }
 
 fn convert(from: DType, elements: &[u8], to: DType, out: &mut [u8]) {

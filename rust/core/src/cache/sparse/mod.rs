@@ -230,8 +230,9 @@ impl KvCache {
         let (tokens, length) = (call.query.extent().tokens, self.layers[layer].len);
         if tokens <= STEP_TOKENS_MAX {
             let budget = selection.budget;
-            return self
-                .attend_part(scratch, layer, shape, layout, selection, &budget, call, length, parallel);
+            return self.attend_part(
+                scratch, layer, shape, layout, &digest, selection, &budget, call, length, parallel,
+            );
         }
         let Call { query, out, scale, mask } = call;
         let mut poll = Poll::default();
@@ -244,7 +245,9 @@ impl KvCache {
             let mut out = PartMut { whole: &mut *out, first, tokens: count };
             let call = Call { query: &query, out: &mut out, scale, mask };
             let budget = prefill_budget(selection, end, count);
-            self.attend_part(scratch, layer, shape, layout, selection, &budget, call, end, parallel)?;
+            self.attend_part(
+                scratch, layer, shape, layout, &digest, selection, &budget, call, end, parallel,
+            )?;
             start = end;
         }
         Ok(())
@@ -257,6 +260,7 @@ impl KvCache {
         layer: usize,
         shape: LayerShape,
         layout: &Layout,
+        digest: &DigestLayout,
         selection: &Selection,
         budget: &Budget,
         call: Call<'_, '_>,
@@ -264,7 +268,6 @@ impl KvCache {
         parallel: &dyn Parallel,
     ) -> Result<()> {
         let Call { query, out, scale, mask } = call;
-        let digest = self.digest_layout(layer, &shape)?;
         let extent = query.extent();
         read_query(query, scale, &mut scratch.query, &mut scratch.bytes);
         let pages = length / layout.page_tokens;
@@ -284,7 +287,7 @@ impl KvCache {
         let mut asked = std::mem::take(&mut scratch.selection.asked);
         let sampled = sample(&scratch.placed, extent.tokens, extent.dim, &mut asked);
         let scoring = Scoring {
-            digest: &digest,
+            digest,
             turns,
             tables,
             pages,
@@ -326,8 +329,7 @@ impl KvCache {
             mask,
             turns: Some(turns),
         };
-        let reading =
-            Reading { step: &step, digest: &digest, choices: &choices, bounds: &bounds, compact, pages };
+        let reading = Reading { step: &step, digest, choices: &choices, bounds: &bounds, compact, pages };
         let source = step.source;
         if scratch.batches[0].pin(&source, &scratch.order) {
             reading.advance(&scratch.batches[0], parallel);
