@@ -257,6 +257,13 @@ impl Turns {
         }
     }
 
+    /// Turns rows (N, Dk) all to the same position.
+    pub(crate) fn place_all(&self, rows: &mut [f32], dim: usize, position: usize) {
+        let mut turn = Vec::new();
+        self.rotary.push_turn(position as f64, &mut turn);
+        rows.chunks_exact_mut(dim).for_each(|row| self.rotary.apply(&turn, row));
+    }
+
     /// Turns placed queries (R, Dk) to be relative to the page at `place`, which
     /// [`Turns::grow`] must have seen.
     pub(crate) fn relative_to(&self, place: usize, query: &[f32], dim: usize, into: &mut Vec<f32>) {

@@ -149,6 +149,7 @@ fn image(tokens: u32) -> SessionImage {
         layers: vec![Some(shape)],
         rows: vec![RowImage { tokens: (0..tokens).collect(), ..RowImage::default() }],
         extra: Vec::new(),
+        directions: Vec::new(),
         created: 1,
     }
 }

@@ -71,6 +71,7 @@ fn session() -> SessionImage {
         layers: vec![Some(shape), None],
         rows: vec![RowImage { tokens: (0..9).collect(), salts, tails: vec![vec![1; 8], Vec::new()] }],
         extra: vec![9; 5],
+        directions: vec![Vec::new(), vec![7; 8]],
         created: 1,
     }
 }

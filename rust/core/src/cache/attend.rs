@@ -195,6 +195,7 @@ impl KvCache {
         let length = self.layers[layer].len;
         let num_pages = length.div_ceil(layout.page_tokens);
         if let Some(turns) = &mut self.turns {
+            self.layers[layer].learn(&scratch.query, layout.heads, &extent);
             turns.grow(num_pages);
             turns.place_queries(&mut scratch.query, extent.tokens, extent.dim, length);
         }

@@ -3,15 +3,16 @@
 //!
 //! A chapter is one slot of the warm tier, so summaries count towards the RAM limit. It is
 //! laid out for reading one KV head at a time: per head, the blocks of its pages in order; behind
-//! all heads' summaries, per head and page, the scale bytes of keys and of values.
-//! Chapters are shared between forks until one of them adds a page to the last.
+//! all heads' summaries, per head and page, the scale bytes of keys and of values; behind these, per
+//! head, the sketch of its blocks, once the chapter is full and the directions of queries are known.
+//! Chapters are shared between forks until one of them writes to it.
 
 use std::sync::Arc;
 
 use super::layout::{Layout, PageBytes, Scales, Slice};
 use crate::dtype::DType;
-use crate::error::Result;
-use crate::score::{BLOCK_TOKENS, Summary};
+use crate::error::{Error, Result};
+use crate::score::{BLOCK_TOKENS, DIRECTIONS, Sketch, Summary};
 use crate::session::LayerShape;
 use crate::store::Store;
 use crate::tier::ram::PageMut;
@@ -25,12 +26,15 @@ pub(super) struct Digest {
     chapters: Arc<Vec<Arc<PageMut>>>,
     /// Pages summarised: always the first ones.
     pages: usize,
+    /// Chapters sketched: always the first ones.
+    sketched: usize,
 }
 
 /// How the summaries of a layer are made and laid out.
 #[derive(Clone, Debug)]
 pub(super) struct DigestLayout {
     pub(super) summary: Summary,
+    pub(super) sketch: Sketch,
     pub(super) blocks_per_page: usize,
     heads: usize,
     key_dim: usize,
@@ -40,9 +44,11 @@ pub(super) struct DigestLayout {
 
 impl DigestLayout {
     pub(super) fn new(summary: Summary, shape: &LayerShape, layout: &Layout) -> Self {
+        let blocks_per_page = layout.page_tokens / BLOCK_TOKENS;
         Self {
             summary,
-            blocks_per_page: layout.page_tokens / BLOCK_TOKENS,
+            sketch: Sketch::new(CHAPTER_PAGES * blocks_per_page),
+            blocks_per_page,
             heads: layout.heads,
             key_dim: shape.key_dim as usize,
             scale_bytes: if layout.has_planes() { 2 * layout.page_tokens } else { 0 },
@@ -54,7 +60,7 @@ impl DigestLayout {
     }
 
     fn chapter_bytes(&self) -> usize {
-        self.heads * CHAPTER_PAGES * (self.page_bytes() + self.scale_bytes)
+        self.sketch_start(self.heads)
     }
 
     fn start(&self, head: usize, page: usize) -> usize {
@@ -64,6 +70,11 @@ impl DigestLayout {
     fn scales_start(&self, head: usize, page: usize) -> usize {
         let summaries = self.heads * CHAPTER_PAGES * self.page_bytes();
         summaries + (head * CHAPTER_PAGES + page % CHAPTER_PAGES) * self.scale_bytes
+    }
+
+    fn sketch_start(&self, head: usize) -> usize {
+        let pages = self.heads * CHAPTER_PAGES * (self.page_bytes() + self.scale_bytes);
+        pages + head * self.sketch.len_bytes()
     }
 }
 
@@ -77,6 +88,7 @@ impl Digest {
     pub(super) fn truncate(&mut self, pages: usize) {
         if pages < self.pages {
             self.pages = pages;
+            self.sketched = self.sketched.min(pages / CHAPTER_PAGES);
             Arc::make_mut(&mut self.chapters).truncate(pages.div_ceil(CHAPTER_PAGES));
         }
     }
@@ -85,6 +97,48 @@ impl Digest {
     pub(super) fn blocks(&self, layout: &DigestLayout, head: usize, first: usize, count: usize) -> &[u8] {
         let start = layout.start(head, first);
         &self.chapters[first / CHAPTER_PAGES][start..start + count * layout.page_bytes()]
+    }
+
+    /// Chapters sketched.
+    pub(super) fn sketched(&self) -> usize {
+        self.sketched
+    }
+
+    /// The sketch of one head's blocks of a chapter.
+    pub(super) fn sketch_of(&self, layout: &DigestLayout, head: usize, chapter: usize) -> &[u8] {
+        &self.chapters[chapter][layout.sketch_start(head)..layout.sketch_start(head + 1)]
+    }
+
+    /// Sketches the full chapters that are not yet, along directions (H, [`DIRECTIONS`], D).
+    pub(super) fn sketch(&mut self, store: &Store, layout: &DigestLayout, directions: &[f32]) -> Result<()> {
+        while (self.sketched + 1) * CHAPTER_PAGES <= self.pages {
+            let first = self.sketched * CHAPTER_PAGES;
+            let chapter = self.own(store, self.sketched)?;
+            for (head, directions) in directions.chunks_exact(DIRECTIONS * layout.key_dim).enumerate() {
+                let (pages, sketches) = chapter.split_at_mut(layout.sketch_start(0));
+                let summaries = &pages[layout.start(head, first)..][..CHAPTER_PAGES * layout.page_bytes()];
+                let sketch = &mut sketches[head * layout.sketch.len_bytes()..][..layout.sketch.len_bytes()];
+                layout.sketch.encode(&layout.summary, directions, summaries, sketch);
+            }
+            self.sketched += 1;
+        }
+        Ok(())
+    }
+
+    /// Forgets all sketches: other directions are to come.
+    pub(super) fn forget_sketches(&mut self) {
+        self.sketched = 0;
+    }
+
+    /// A chapter that nobody else sees; a copy, where somebody does.
+    fn own(&mut self, store: &Store, chapter: usize) -> Result<&mut PageMut> {
+        let held = &mut Arc::make_mut(&mut self.chapters)[chapter];
+        if Arc::get_mut(held).is_none() {
+            let mut copy = store.allocate(held.len())?;
+            copy.copy_from_slice(held);
+            *held = Arc::new(copy);
+        }
+        Arc::get_mut(held).ok_or_else(|| Error::Invalid("a chapter of summaries is held elsewhere".into()))
     }
 
     /// Scales of one head of a page.
@@ -104,18 +158,11 @@ impl Digest {
         page: PageBytes<'_>,
     ) -> Result<()> {
         let at = self.pages;
-        let chapters = Arc::make_mut(&mut self.chapters);
-        let bytes = layout.chapter_bytes();
-        let is_own = chapters.get_mut(at / CHAPTER_PAGES).is_some_and(|last| Arc::get_mut(last).is_some());
-        if !is_own {
-            let mut fresh = store.allocate(bytes)?;
-            if let Some(shared) = chapters.get(at / CHAPTER_PAGES) {
-                fresh.copy_from_slice(shared);
-                chapters.pop();
-            }
-            chapters.push(Arc::new(fresh));
+        if at.is_multiple_of(CHAPTER_PAGES) {
+            let fresh = store.allocate(layout.chapter_bytes())?;
+            Arc::make_mut(&mut self.chapters).push(Arc::new(fresh));
         }
-        let Some(chapter) = chapters.last_mut().and_then(Arc::get_mut) else { return Ok(()) };
+        let chapter = self.own(store, at / CHAPTER_PAGES)?;
         let mut keys = vec![0.0_f32; BLOCK_TOKENS * layout.key_dim];
         let mut bytes = vec![0; keys.len() * DType::F32.size()];
         for head in 0..layout.heads {

@@ -34,7 +34,7 @@ pub use tensor::{Bias, Extent, ReadRows, WriteRows};
 use crate::error::{Error, Result};
 use crate::key::Chain;
 use crate::rotary::{Rotary, Turns};
-use crate::score::BLOCK_TOKENS;
+use crate::score::{BLOCK_TOKENS, Directions};
 use crate::session::{LayerShape, PLANES, chain_root};
 use crate::store::Store;
 use attend::ATTENDS_PER_REPORT;
@@ -106,6 +106,8 @@ struct Layer {
     blocks: Vec<Vec<u32>>,
     /// How summaries are made; once it is known.
     digest: Option<Arc<digest::DigestLayout>>,
+    /// Where its queries lie.
+    directions: Directions,
 }
 
 impl Layer {
@@ -114,6 +116,11 @@ impl Layer {
         for table in &mut self.tables {
             table.truncate(self.len, page_tokens);
         }
+    }
+
+    /// Learns where the queries lie, from the first of them.
+    fn learn(&mut self, query: &[f32], heads: usize, extent: &Extent) {
+        self.directions.learn(query, heads, extent.heads / heads, extent.tokens, extent.dim);
     }
 
     /// Counts one attend; tells how many the store should hear of, if it is time for that.

@@ -13,6 +13,7 @@ use super::table::{SealedKeys, SealedPage, Table};
 use super::{KvCache, Layer};
 use crate::error::{Error, Result};
 use crate::key::Chain;
+use crate::score::{DIRECTIONS, Directions};
 use crate::session::{LayerShape, RowImage, SessionImage};
 use crate::store::Store;
 
@@ -151,6 +152,7 @@ impl KvCache {
             layers: self.layers.iter().map(|layer| layer.shape).collect(),
             rows,
             extra: extra.to_vec(),
+            directions: self.layers.iter().map(|layer| bytes_of(layer.directions.known())).collect(),
             created: now.map_or(0, |now| now.as_secs()),
         })
     }
@@ -229,7 +231,9 @@ impl KvCache {
             let tables: Vec<_> = (0..self.rows)
                 .map(|row| self.adopt_table(index, row, length / page_tokens, &mut lost))
                 .collect();
-            self.layers[index] = Layer { shape: Some(*shape), len: length, tables, ..Layer::default() };
+            let directions = directions_of(image.directions.get(index), shape)?;
+            self.layers[index] =
+                Layer { shape: Some(*shape), len: length, tables, directions, ..Layer::default() };
         }
         if let Some(page) = lost.first {
             self.crop(page * page_tokens);
@@ -298,6 +302,25 @@ impl KvCache {
         }
         Ok(())
     }
+}
+
+fn bytes_of(directions: &[f32]) -> Vec<u8> {
+    directions.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// A layer's directions as a session kept them.
+fn directions_of(bytes: Option<&Vec<u8>>, shape: &LayerShape) -> Result<Directions> {
+    let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) else { return Ok(Directions::default()) };
+    let (numbers, rest) = bytes.as_chunks();
+    let expected = shape.kv_heads as usize * DIRECTIONS * shape.key_dim as usize;
+    if numbers.len() != expected || !rest.is_empty() {
+        return Err(Error::Invalid(format!(
+            "the session's query directions have {} bytes, expected {}",
+            bytes.len(),
+            expected * size_of::<f32>()
+        )));
+    }
+    Ok(Directions::of_known(numbers.iter().map(|number| f32::from_le_bytes(*number)).collect()))
 }
 
 /// Pages of a session that no tier holds.

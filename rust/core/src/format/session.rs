@@ -71,6 +71,10 @@ fn encode_body(image: &SessionImage) -> Vec<u8> {
         }
     }
     writer.blob(&image.extra);
+    writer.u64(image.directions.len() as u64);
+    for layer in &image.directions {
+        writer.blob(layer);
+    }
     writer.0
 }
 
@@ -155,6 +159,9 @@ pub fn decode_session(bytes: &[u8]) -> Result<SessionImage, Flaw> {
     let mut reader = Reader(body);
     let rows = head.row_tokens.iter().map(|_| decode_row(&mut reader)).collect::<Result<Vec<_>, _>>()?;
     let extra = reader.blob()?.to_vec();
+    // Sessions of the first builds end here.
+    let layers = if reader.0.is_empty() { 0 } else { reader.count(8)? };
+    let directions = (0..layers).map(|_| Ok(reader.blob()?.to_vec())).collect::<Result<Vec<_>, Flaw>>()?;
     Ok(SessionImage {
         name: head.name,
         model: head.model,
@@ -164,6 +171,7 @@ pub fn decode_session(bytes: &[u8]) -> Result<SessionImage, Flaw> {
         layers: head.layers,
         rows,
         extra,
+        directions,
         created: head.created,
     })
 }
@@ -195,8 +203,14 @@ mod tests {
                 salts: salts.into_iter().map(|(position, digest)| Salt { position, digest }).collect(),
                 tails,
             });
-        (any::<String>(), 1_u32..99, prop::collection::vec(row, 0..3), any::<Vec<u8>>()).prop_map(
-            |(name, page_tokens, rows, extra)| SessionImage {
+        (
+            any::<String>(),
+            1_u32..99,
+            prop::collection::vec(row, 0..3),
+            any::<Vec<u8>>(),
+            any::<Vec<Vec<u8>>>(),
+        )
+            .prop_map(|(name, page_tokens, rows, extra, directions)| SessionImage {
                 name,
                 model: "tiny".into(),
                 identity: vec![1, 2],
@@ -208,9 +222,9 @@ mod tests {
                 ],
                 rows,
                 extra,
+                directions,
                 created: 5,
-            },
-        )
+            })
     }
 
     proptest! {
@@ -219,6 +233,20 @@ mod tests {
             let bytes = encode_session(&image);
             let head = decode_session_head(&bytes).unwrap();
             prop_assert_eq!(&head.name, &image.name);
+            prop_assert_eq!(decode_session(&bytes).unwrap(), image);
+        }
+
+        #[test]
+        fn a_session_of_the_first_builds_reads_back(image in image()) {
+            let image = SessionImage { directions: Vec::new(), ..image };
+            let mut bytes = encode_session(&image);
+            // They did not write the count of layers with directions.
+            bytes.truncate(bytes.len() - 8);
+            let head_len = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
+            let body_crc = crc32c::crc32c(&bytes[PREAMBLE_BYTES + head_len..]);
+            let body_len = (bytes.len() - PREAMBLE_BYTES - head_len) as u64;
+            bytes[24..28].copy_from_slice(&body_crc.to_le_bytes());
+            bytes[32..40].copy_from_slice(&body_len.to_le_bytes());
             prop_assert_eq!(decode_session(&bytes).unwrap(), image);
         }
 

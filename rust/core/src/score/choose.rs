@@ -28,6 +28,11 @@ pub struct Guard {
 }
 
 impl Budget {
+    /// Blocks that are read at most, where the guard asks for more.
+    pub fn most_blocks(&self) -> usize {
+        (self.blocks as f32 * self.guard.growth) as usize + self.sinks + self.window
+    }
+
     /// Checks what can be wrong.
     ///
     /// # Errors
@@ -80,10 +85,63 @@ fn block_of(ranked: u64) -> u32 {
     ranked as u32
 }
 
+/// Blocks whose largest share says whether any of them is worth a look.
+const GROUP: usize = 8;
+
+/// Finds the largest of many shares. Its memory is worth keeping.
+#[derive(Debug, Default)]
+pub struct Picker {
+    groups: Vec<u32>,
+    order: Vec<u64>,
+}
+
+/// Shares are not negative: without the sign their bits are in the order of their values, and those of
+/// what is no number above all.
+fn bits_of(share: f32) -> u32 {
+    share.to_bits() & !(1 << 31)
+}
+
+impl Picker {
+    /// The `sinks` first of some blocks and the `count` others of the largest shares, ascending. A share
+    /// that is no number counts as the largest.
+    pub fn pick(&mut self, shares: &[f32], sinks: usize, count: usize, into: &mut Vec<u32>) {
+        let sinks = sinks.min(shares.len());
+        let Self { groups, order } = self;
+        // The blocks of a group are far from each other: neighbours belong to neighbouring groups,
+        // and their maxima are found side by side.
+        let rest = &shares[sinks..];
+        let width = rest.len().div_ceil(GROUP).max(1);
+        groups.clear();
+        groups.resize(width, 0);
+        for shares in rest.chunks(width) {
+            groups.iter_mut().zip(shares).for_each(|(most, share)| *most = bits_of(*share).max(*most));
+        }
+        // As many groups have a share of at least `least`, so that many blocks have one.
+        let least = match width.checked_sub(count) {
+            Some(below) if count > 0 => *groups.select_nth_unstable(below).1,
+            _ => 0,
+        };
+        order.clear();
+        for (first, shares) in (sinks..).step_by(width).zip(rest.chunks(width)) {
+            let places = (first..).zip(shares).filter(|(_, share)| bits_of(**share) >= least);
+            order.extend(places.map(|(block, share)| ranked(*share, block)));
+        }
+        if count < order.len() {
+            order.select_nth_unstable(count);
+            order.truncate(count);
+        }
+        into.clear();
+        into.extend(0..sinks as u32);
+        into.extend(order.iter().map(|block| block_of(*block)));
+        into.sort_unstable();
+    }
+}
+
 impl Choice {
-    /// Chooses among N blocks by their `shares` of the mass, which add up to 1. A share that
-    /// is no number counts as the largest: what can't be estimated is read.
-    pub fn pick(&mut self, shares: &[f32], budget: &Budget) {
+    /// Chooses among N blocks by their `shares` of the mass, which with the `rest`, that of blocks
+    /// which are out of the question, add up to 1. A share that is no number counts as the
+    /// largest: what can't be estimated is read.
+    pub fn pick(&mut self, shares: &[f32], rest: f32, budget: &Budget) {
         let count = shares.len();
         let sinks = budget.sinks.min(count);
         let window = budget.window.min(count - sinks);
@@ -91,7 +149,7 @@ impl Choice {
         order.clear();
         order.extend((sinks..count - window).map(|block| ranked(shares[block], block)));
         let forced: f32 = shares[..sinks].iter().chain(&shares[count - window..]).sum();
-        let total = forced + order.iter().map(|block| share_of(*block)).sum::<f32>();
+        let total = rest + forced + order.iter().map(|block| share_of(*block)).sum::<f32>();
         // The best `wanted`, then as many more as the guard asks for, best first.
         let wanted = budget.blocks.saturating_sub(sinks + window).min(order.len());
         let most = ((budget.blocks as f32 * budget.guard.growth) as usize)

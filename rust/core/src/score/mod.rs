@@ -3,7 +3,8 @@
 //! [`Summary`]: a block of one KV head as a mean key and a low-rank part of what its keys
 //! differ by. [`estimate`]: the attention mass that a query would give the block. [`Choice`]:
 //! the blocks that are read within a budget. What it is not: it reads no page, knows no
-//! store, and rotates nothing.
+//! store, and rotates nothing. Of very many blocks, a [`Sketch`] along the [`Directions`] of the
+//! head's queries says which of them are worth the estimate.
 //!
 //! Letters: R query rows that share a KV head, N blocks, D head dim of keys, L elements of a
 //! key that the low-rank part covers, [`RANK`] its rank.
@@ -12,14 +13,18 @@
 //! the low-rank part covers the slowly turning elements only (docs/selection.md).
 
 mod choose;
+mod directions;
 mod kernel;
 mod scalar;
+mod sketch;
 mod summary;
 #[cfg(test)]
 mod tests;
 
-pub use choose::{Budget, Choice, Guard};
+pub use choose::{Budget, Choice, Guard, Picker};
+pub use directions::{DIRECTIONS, Directions};
 pub use kernel::{Masses, estimate, estimate_at, largest, largest_at, weigh, weigh_at};
+pub use sketch::{SKETCH_BLOCKS, Sketch};
 pub use summary::{Summary, slow_elements};
 
 /// Tokens of a block: the unit of selection.

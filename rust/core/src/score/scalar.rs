@@ -1,6 +1,8 @@
 //! The reference: the kernels' formulas as plain loops.
 
+use super::directions::DIRECTIONS;
 use super::kernel::{BOUND_MAX, Blocks, Masses, RANKS, bound};
+use super::sketch::{Coefficients, SPREAD_MAX};
 use super::{BLOCK_TOKENS, RANK, Summary};
 use crate::simd::exp;
 
@@ -38,6 +40,28 @@ pub(super) fn estimate(blocks: Blocks<'_>, query: &[f32], rows: usize, masses: &
             let reference = if bound <= BOUND_MAX { bound } else { largest(&scores) };
             masses.at[row * masses.stride + block] = centre + reference;
             masses.sum[row * masses.stride + block] = scores.iter().map(|score| exp(score - reference)).sum();
+        }
+    }
+}
+
+/// See [`super::Sketch::estimate`]; lengths were checked there.
+pub(super) fn score_sketch(
+    codes: &[u8],
+    blocks: usize,
+    rows: &[Coefficients],
+    scores: &mut [f32],
+    stride: usize,
+) {
+    let code = |index: usize, block: usize| f32::from(codes[index * blocks + block].cast_signed());
+    for (row, coefficients) in rows.iter().enumerate() {
+        for block in 0..blocks {
+            let (mut along, mut across) = (coefficients.base, 0.0_f32);
+            for index in 0..DIRECTIONS {
+                along += coefficients.means[index] * code(index, block);
+                across += coefficients.spreads[index] * code(DIRECTIONS + index, block);
+            }
+            let more = 0.5 * across * across;
+            scores[row * stride + block] = along + if more > SPREAD_MAX { SPREAD_MAX } else { more };
         }
     }
 }

@@ -131,6 +131,28 @@ impl Summary {
         }
     }
 
+    /// The mean key, (D), of a summary.
+    pub(super) fn decode_mean(&self, bytes: &[u8], into: &mut [f32]) {
+        let scale = Self::scales(&self.places(), bytes)[0];
+        for (into, byte) in into.iter_mut().zip(bytes) {
+            *into = f32::from(byte.cast_signed()) * scale;
+        }
+    }
+
+    /// The root mean square, (D), of what the keys of a summary differ by along the first of its basis.
+    pub(super) fn decode_spread(&self, bytes: &[u8], into: &mut [f32]) {
+        let (places, half) = (self.places(), self.slow_padded() / 2);
+        let coefficients = &bytes[places.coefficients..][..BLOCK_TOKENS];
+        let squares: f32 = coefficients.iter().map(|byte| low_half(*byte).powi(2)).sum();
+        let scale = Self::scales(&places, bytes)[1] * (squares / BLOCK_TOKENS as f32).sqrt();
+        into.fill(0.0);
+        for (index, element) in self.slow.iter().enumerate() {
+            let byte = bytes[places.basis + index % half];
+            let step = if index < half { low_half(byte) } else { low_half(byte >> 4) };
+            into[*element] = step * scale;
+        }
+    }
+
     fn encode_low_rank(
         &self,
         keys: &[f32],
@@ -167,6 +189,10 @@ impl Summary {
         }
         scales
     }
+}
+
+fn low_half(byte: u8) -> f32 {
+    f32::from(byte & 15) - 8.0
 }
 
 fn mean_row(rows: &[f32], dim: usize) -> Vec<f32> {

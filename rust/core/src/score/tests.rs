@@ -49,6 +49,21 @@ fn estimated(
     (at, sum)
 }
 
+/// Summaries of blocks of keys at random.
+fn encoded(summary: &Summary, count: usize, random: &mut Random) -> Vec<u8> {
+    let mut blocks = vec![0; count * summary.len_bytes()];
+    for block in blocks.chunks_exact_mut(summary.len_bytes()) {
+        summary.encode(&random.values(BLOCK_TOKENS * summary.key_dim()), block);
+    }
+    blocks
+}
+
+fn sketched(sketch: Sketch, summary: &Summary, directions: &[f32], blocks: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; sketch.len_bytes()];
+    sketch.encode(summary, directions, blocks, &mut bytes);
+    bytes
+}
+
 /// ln of the sum of e^(query . key) over a block, in float64.
 fn true_log_mass(query: &[f32], keys: &[f32]) -> f64 {
     let dot = |key: &[f32]| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>();
@@ -66,10 +81,7 @@ proptest! {
     ) {
         let mut random = Random(seed);
         let summary = Summary::new(dim, (0..dim).skip(slow.min(dim)).collect());
-        let mut blocks = vec![0; count * summary.len_bytes()];
-        for block in blocks.chunks_exact_mut(summary.len_bytes()) {
-            summary.encode(&random.values(BLOCK_TOKENS * dim), block);
-        }
+        let blocks = encoded(&summary, count, &mut random);
         let query = random.values(rows * dim);
         let expected = estimated(SimdLevel::Scalar, &summary, &query, rows, &blocks);
         for level in SimdLevel::supported() {
@@ -131,6 +143,76 @@ proptest! {
     }
 
     #[test]
+    fn every_level_scores_sketches_as_the_scalar_twin_does(
+        seed in any::<u64>(),
+        dim in 1_usize..80,
+        rows in 1_usize..9,
+        sixteens in 1_usize..4,
+    ) {
+        let mut random = Random(seed);
+        let summary = Summary::new(dim, (0..dim).skip(dim / 2).collect());
+        let (sketch, count) = (Sketch::new(sixteens * SKETCH_BLOCKS), sixteens * SKETCH_BLOCKS);
+        let bytes = sketched(sketch, &summary, &random.values(DIRECTIONS * dim), &encoded(&summary, count, &mut random));
+        let query: Vec<f32> = random.values(rows * DIRECTIONS).iter().map(|x| x * 9.0).collect();
+        let stride = count + 3;
+        let score = |level| {
+            let mut scores = vec![f32::NAN; rows * stride];
+            sketch.score_at(level, &bytes, &query, &mut scores, stride);
+            scores
+        };
+        let expected = score(SimdLevel::Scalar);
+        for level in SimdLevel::supported() {
+            for (index, (found, expected)) in score(level).iter().zip(&expected).enumerate() {
+                let padding = index % stride >= count;
+                let near = (found - expected).abs() <= 1e-4 * (1.0 + expected.abs());
+                prop_assert!(found.is_nan() == padding && (padding || near), "{level:?} {found} {expected}");
+            }
+        }
+    }
+
+    /// Along the directions a block's mean is as in its summary, but for the rounding to 8 bits.
+    #[test]
+    fn a_sketch_is_of_the_mean_along_the_directions_and_of_the_spread(seed in any::<u64>(), dim in 8_usize..70) {
+        let mut random = Random(seed);
+        let summary = Summary::new(dim, (0..dim).collect());
+        let mut directions = vec![0.0; DIRECTIONS * dim];
+        (0..DIRECTIONS).for_each(|index| directions[index * dim + index] = 1.0);
+        let blocks = encoded(&summary, 16, &mut random);
+        let sketch = Sketch::new(16);
+        let bytes = sketched(sketch, &summary, &directions, &blocks);
+        let along = random.values(DIRECTIONS);
+        let mut scores = [0.0; 16];
+        sketch.score_at(SimdLevel::Scalar, &bytes, &along, &mut scores, 16);
+        let (mut mean, mut spread) = (vec![0.0; dim], vec![0.0; dim]);
+        for (block, found) in blocks.chunks_exact(summary.len_bytes()).zip(scores) {
+            summary.decode_mean(block, &mut mean);
+            summary.decode_spread(block, &mut spread);
+            let dot = |a: &[f32]| a.iter().zip(&along).map(|(a, b)| a * b).sum::<f32>();
+            let expected = dot(&mean) + 0.5 * dot(&spread).powi(2);
+            prop_assert!((found - expected).abs() < 0.05, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_largest_are_picked_with_the_sinks(
+        seed in any::<u64>(),
+        count in 0_usize..90,
+        sinks in 0_usize..4,
+        wanted in 0_usize..99,
+    ) {
+        let shares: Vec<f32> = Random(seed).values(count).iter().map(|x| x.abs()).collect();
+        let mut picked = Vec::new();
+        Picker::default().pick(&shares, sinks, wanted, &mut picked);
+        prop_assert_eq!(picked.len(), (sinks + wanted).min(count));
+        prop_assert!(picked.is_sorted_by(|a, b| a < b));
+        prop_assert!((0..sinks.min(count)).all(|block| picked.contains(&(block as u32))));
+        let is_picked = |block: usize| block < sinks || picked.contains(&(block as u32));
+        let least = (sinks..count).filter(|b| is_picked(*b)).map(|b| shares[b]).fold(2.0, f32::min);
+        let most = (sinks..count).filter(|b| !is_picked(*b)).map(|b| shares[b]).fold(0.0, f32::max);
+        prop_assert!(least >= most);
+    }
+
+    #[test]
     fn a_choice_keeps_to_its_budget(
         seed in any::<u64>(),
         count in 0_usize..200,
@@ -149,7 +231,7 @@ proptest! {
         let budget = Budget { blocks: blocks.max(sinks + window), sinks, window, critical, guard };
         prop_assert!(budget.check().is_ok());
         let mut choice = Choice::default();
-        choice.pick(&shares, &budget);
+        choice.pick(&shares, 0.0, &budget);
         let chosen = &choice.blocks;
         prop_assert_eq!(chosen.len(), budget.blocks.min(count));
         prop_assert!(chosen.is_sorted_by(|a, b| a < b));
@@ -177,12 +259,12 @@ fn the_guard_reads_as_much_more_as_it_needs_and_not_more() {
         guard: Guard { unread, growth },
     };
     let mut choice = Choice::default();
-    choice.pick(&shares, &budget(0.5, 4.0));
+    choice.pick(&shares, 0.0, &budget(0.5, 4.0));
     assert!((49..=51).contains(&choice.blocks.len()), "{}", choice.blocks.len());
     assert!(choice.unread <= 0.51);
-    choice.pick(&shares, &budget(0.5, 2.0));
+    choice.pick(&shares, 0.0, &budget(0.5, 2.0));
     assert_eq!(choice.blocks.len(), 40);
-    choice.pick(&shares, &budget(1.0, 4.0));
+    choice.pick(&shares, 0.0, &budget(1.0, 4.0));
     assert_eq!(choice.blocks.len(), 20);
 }
 
@@ -202,8 +284,35 @@ fn what_is_no_number_is_read() {
     let guard = Guard { unread: 1.0, growth: 1.0 };
     let budget = Budget { blocks: 1, sinks: 0, window: 0, critical: 0.0, guard };
     let mut choice = Choice::default();
-    choice.pick(&[0.9, f32::NAN, 0.1], &budget);
+    choice.pick(&[0.9, f32::NAN, 0.1], 0.0, &budget);
     assert_eq!(choice.blocks, [1]);
+}
+
+#[test]
+fn a_block_that_cannot_be_sketched_is_no_number_in_its_sketch() {
+    let summary = Summary::new(8, (0..8).collect());
+    let mut random = Random(3);
+    let mut blocks = encoded(&summary, 32, &mut random);
+    summary.encode(
+        &[f32::INFINITY; BLOCK_TOKENS * 8],
+        &mut blocks[5 * summary.len_bytes()..][..summary.len_bytes()],
+    );
+    let bytes = sketched(Sketch::new(32), &summary, &random.values(DIRECTIONS * 8), &blocks);
+    for level in SimdLevel::supported() {
+        let mut scores = [0.0; 32];
+        Sketch::new(32).score_at(level, &bytes, &[1.0; DIRECTIONS], &mut scores, 32);
+        assert!(scores.iter().all(|score| score.is_nan()), "{level:?} {scores:?}");
+    }
+}
+
+#[test]
+fn the_rest_counts_as_unread() {
+    let guard = Guard { unread: 0.3, growth: 2.0 };
+    let budget = Budget { blocks: 4, sinks: 1, window: 1, critical: 0.0, guard };
+    let mut choice = Choice::default();
+    choice.pick(&[0.1; 5], 0.5, &budget);
+    assert_eq!(choice.blocks.len(), 5, "the guard reads what it can");
+    assert!((choice.unread - 0.5).abs() < 1e-6, "{}", choice.unread);
 }
 
 #[test]

@@ -104,6 +104,8 @@ pub struct SessionImage {
     pub rows: Vec<RowImage>,
     /// What the binding keeps beside the pages (state of layers that are not paged).
     pub extra: Vec<u8>,
+    /// Per layer, the directions of its queries as float32; empty where they are not known.
+    pub directions: Vec<Vec<u8>>,
     /// Seconds since 1970.
     pub created: u64,
 }

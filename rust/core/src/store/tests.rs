@@ -136,6 +136,7 @@ fn image(name: &str, tokens: std::ops::Range<u32>) -> SessionImage {
         layers: vec![Some(shape)],
         rows: vec![RowImage { tokens: tokens.collect(), ..RowImage::default() }],
         extra: Vec::new(),
+        directions: Vec::new(),
         created: 1,
     }
 }

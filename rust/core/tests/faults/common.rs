@@ -60,6 +60,7 @@ pub(crate) fn image(name: &str, base: u32, pages: u32) -> SessionImage {
         layers: vec![shape(1, 32, 32), None, shape(3, 40, 30)],
         rows: vec![RowImage { tokens, tails: vec![vec![7; 30]], ..RowImage::default() }],
         extra: vec![1, 2, 3],
+        directions: vec![vec![5; 4]],
         created: 1,
     }
 }

@@ -15,12 +15,13 @@
 
 mod reading;
 mod scoring;
+mod telling;
 
 use std::slice::Chunks;
 use std::sync::Arc;
 
 use super::attend::{Call, Scratch as AttendScratch, Step, read_query};
-use super::digest::DigestLayout;
+use super::digest::{CHAPTER_PAGES, DigestLayout};
 use super::feed::{Batch, PageRef, Source, stream};
 use super::layout::{Layout, PageBytes};
 use super::tensor::{Part, PartMut};
@@ -28,11 +29,12 @@ use super::{KvCache, Mask};
 use crate::attend::{Parallel, Running};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
-use crate::score::{BLOCK_TOKENS, Budget, Choice, Summary, slow_elements};
+use crate::score::{BLOCK_TOKENS, Budget, Choice, DIRECTIONS, Picker, Summary, slow_elements};
 use crate::session::LayerShape;
 use crate::sync::Mutex;
 use reading::{PARTS, Reading, list_pages};
 use scoring::Scoring;
+use telling::Weighed;
 
 /// Query tokens up to which a call is a step of decoding, or of checking guessed tokens: they
 /// share one selection, made for all of them.
@@ -42,6 +44,9 @@ const STEP_TOKENS_MAX: usize = 32;
 const PART_TOKENS: usize = 64;
 /// Of these, one in so many is asked what it attends to.
 const SAMPLE_TOKENS: usize = 8;
+
+/// The far place is this share of the trained length away.
+const FAR_SHARE: usize = 4;
 
 /// When and how a cache reads only a part of its context.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,12 +74,24 @@ pub struct Selected {
 /// Memory that is kept between calls.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// (B, H, chapter): see [`Scoring::chapter`].
+    /// (B, H, unit): see [`Scoring::weigh_sketches`].
+    weighed: Vec<Mutex<Weighed>>,
+    /// (B, H, unit): see [`Scoring::scattered`] and [`Scoring::chapter`].
     masses: Vec<Mutex<Vec<f32>>>,
     /// (B, H).
     heads: Vec<Mutex<HeadScratch>>,
-    /// (B, H, R, Dk): the query rows that are asked what they attend to.
-    asked: Vec<f32>,
+    asked: Asked,
+}
+
+/// The query rows that are asked what they attend to.
+#[derive(Default)]
+struct Asked {
+    /// (B, H, R, Dk), at their positions.
+    placed: Vec<f32>,
+    /// (B, H, R, Dk), as seen from the far place, where some pages stand there.
+    far: Vec<f32>,
+    /// (B, H, R, [`DIRECTIONS`]), where they are known.
+    along: Vec<f32>,
 }
 
 #[cfg(test)]
@@ -89,6 +106,28 @@ impl Scratch {
 struct HeadScratch {
     shares: Vec<f32>,
     choice: Choice,
+    picker: Picker,
+    /// Blocks of sketched chapters that are estimated, and what is left: see [`Scoring::tell`].
+    estimated: Vec<u32>,
+    left: Vec<f32>,
+}
+
+/// What a call of a layer that selects works on.
+struct Selecting<'a> {
+    layer: usize,
+    shape: LayerShape,
+    layout: &'a Layout,
+    digest: &'a DigestLayout,
+    selection: &'a Selection,
+    parallel: &'a dyn Parallel,
+}
+
+impl Selection {
+    /// Pages from the far place to the query. Of a context longer than the model was trained on, all
+    /// pages that are further away are scored as if they stood there.
+    fn far_pages(&self, page_tokens: usize) -> usize {
+        (self.trained_tokens / FAR_SHARE / page_tokens).max(1)
+    }
 }
 
 impl KvCache {
@@ -110,8 +149,15 @@ impl KvCache {
                 )));
             }
         }
+        let far = |selection: Selection| selection.far_pages(self.config.page_tokens);
+        let is_moved = self.selection.map(far) != selection.map(far);
         self.selection = selection;
-        self.layers.iter_mut().for_each(|layer| layer.selected = None);
+        for layer in &mut self.layers {
+            layer.selected = None;
+            if is_moved {
+                layer.tables.iter_mut().for_each(|table| table.digest.forget_sketches());
+            }
+        }
         Ok(())
     }
 
@@ -122,6 +168,12 @@ impl KvCache {
     pub fn selected(&self, layer: usize) -> Result<Option<Selected>> {
         self.check_layer(layer)?;
         Ok(self.layers[layer].selected)
+    }
+
+    /// Chapters of a layer that are sketched.
+    #[cfg(test)]
+    pub(super) fn sketched(&self, layer: usize) -> usize {
+        self.layers[layer].tables[0].digest.sketched()
     }
 
     /// Row by row, the blocks that each KV head read of a layer in the last step: ascending,
@@ -214,6 +266,25 @@ impl KvCache {
         Ok(())
     }
 
+    /// Sketches the full chapters of a layer that are not yet, once the directions of its queries are
+    /// known.
+    fn sketch(&mut self, what: &Selecting<'_>, pages: usize) -> Result<()> {
+        let turns = self.turns.as_ref().ok_or_else(no_rotary)?;
+        let layer = &mut self.layers[what.layer];
+        let full = pages / CHAPTER_PAGES;
+        let is_due = layer.tables.iter().any(|table| table.digest.sketched() < full);
+        if layer.directions.known().is_empty() || !is_due {
+            return Ok(());
+        }
+        let far = what.selection.far_pages(what.layout.page_tokens) * what.layout.page_tokens;
+        let mut directions = layer.directions.known().to_vec();
+        turns.place_all(&mut directions, what.shape.key_dim as usize, far);
+        for table in &mut layer.tables {
+            table.digest.sketch(&self.store, what.digest, &directions)?;
+        }
+        Ok(())
+    }
+
     /// The body of [`KvCache::attend`] for what a selection reads.
     pub(super) fn attend_selected(
         &mut self,
@@ -225,14 +296,12 @@ impl KvCache {
         call: Call<'_, '_>,
         parallel: &dyn Parallel,
     ) -> Result<()> {
-        let digest = self.digest_layout(layer, &shape)?;
-        self.summarise(layer, layout, &digest, scratch)?;
+        let digest = &*self.digest_layout(layer, &shape)?;
+        self.summarise(layer, layout, digest, scratch)?;
+        let what = Selecting { layer, shape, layout, digest, selection, parallel };
         let (tokens, length) = (call.query.extent().tokens, self.layers[layer].len);
         if tokens <= STEP_TOKENS_MAX {
-            let budget = selection.budget;
-            return self.attend_part(
-                scratch, layer, shape, layout, &digest, selection, &budget, call, length, parallel,
-            );
+            return self.attend_part(scratch, &what, &selection.budget, call, length);
         }
         let Call { query, out, scale, mask } = call;
         let mut poll = Poll::default();
@@ -244,10 +313,7 @@ impl KvCache {
             let query = Part { whole: query, first, tokens: count };
             let mut out = PartMut { whole: &mut *out, first, tokens: count };
             let call = Call { query: &query, out: &mut out, scale, mask };
-            let budget = prefill_budget(selection, end, count);
-            self.attend_part(
-                scratch, layer, shape, layout, &digest, selection, &budget, call, end, parallel,
-            )?;
+            self.attend_part(scratch, &what, &prefill_budget(selection, end, count), call, end)?;
             start = end;
         }
         Ok(())
@@ -257,35 +323,43 @@ impl KvCache {
     fn attend_part(
         &mut self,
         scratch: &mut AttendScratch,
-        layer: usize,
-        shape: LayerShape,
-        layout: &Layout,
-        digest: &DigestLayout,
-        selection: &Selection,
+        what: &Selecting<'_>,
         budget: &Budget,
         call: Call<'_, '_>,
         length: usize,
-        parallel: &dyn Parallel,
     ) -> Result<()> {
+        let Selecting { layer, shape, layout, digest, selection, parallel } = *what;
         let Call { query, out, scale, mask } = call;
         let extent = query.extent();
         read_query(query, scale, &mut scratch.query, &mut scratch.bytes);
+        self.layers[layer].learn(&scratch.query, layout.heads, &extent);
         let pages = length / layout.page_tokens;
         let tail = length - pages * layout.page_tokens;
         let budget = budget_of(budget, tail, extent.tokens);
-        let most = (budget.blocks as f32 * budget.guard.growth) as usize + budget.sinks + budget.window;
+        let compact = length > selection.trained_tokens;
+        let nearest_far =
+            if compact { pages.saturating_sub(selection.far_pages(layout.page_tokens)) } else { 0 };
+        self.sketch(what, pages)?;
         let turns = self.turns.as_mut().ok_or_else(no_rotary)?;
         turns.grow(pages + 1);
-        turns.grow_blocks(most + 1);
-        let (turns, tables) = (&*turns, &self.layers[layer].tables);
+        turns.grow_blocks(budget.most_blocks() + 1);
+        let (turns, held) = (&*turns, &self.layers[layer]);
+        let tables = &held.tables;
 
-        let compact = length > selection.trained_tokens;
-        let far = (most * BLOCK_TOKENS).div_ceil(layout.page_tokens);
         let rows = extent.heads / layout.heads * extent.tokens;
         scratch.placed.clone_from(&scratch.query);
         turns.place_queries(&mut scratch.placed, extent.tokens, extent.dim, length);
         let mut asked = std::mem::take(&mut scratch.selection.asked);
-        let sampled = sample(&scratch.placed, extent.tokens, extent.dim, &mut asked);
+        let sampled = sample(&scratch.placed, extent.tokens, extent.dim, &mut asked.placed);
+        asked.far.clear();
+        asked.along.clear();
+        if nearest_far > 0 {
+            sample(&scratch.query, extent.tokens, extent.dim, &mut asked.far);
+            let asked_rows = rows / extent.tokens * sampled;
+            project(&asked.far, held.directions.known(), asked_rows, extent.dim, &mut asked.along);
+            let far = selection.far_pages(layout.page_tokens) * layout.page_tokens;
+            turns.place_all(&mut asked.far, extent.dim, far);
+        }
         let scoring = Scoring {
             digest,
             turns,
@@ -294,9 +368,12 @@ impl KvCache {
             heads: layout.heads,
             rows: rows / extent.tokens * sampled,
             dim: extent.dim,
-            nearest_far: if compact { pages.saturating_sub(far) } else { 0 },
+            nearest_far,
+            placed: &asked.placed,
+            far: &asked.far,
+            along: &asked.along,
         };
-        scoring.choose(&asked, &budget, &mut scratch.selection, parallel);
+        scoring.choose(&budget, &mut scratch.selection, parallel);
         scratch.selection.asked = asked;
 
         let chosen: Vec<_> = scratch.selection.heads.iter().map(Mutex::lock).collect();
@@ -389,6 +466,22 @@ fn prefill_budget(selection: &Selection, length: usize, tokens: usize) -> Budget
     }
     let own = tokens.div_ceil(BLOCK_TOKENS);
     Budget { blocks: budget.blocks + own, window: budget.window + own, ..budget }
+}
+
+/// Queries (B, H, R, Dk) along the directions (H, [`DIRECTIONS`], Dk) of their heads: (B, H, R,
+/// [`DIRECTIONS`]). Without directions, nothing.
+fn project(queries: &[f32], directions: &[f32], rows: usize, dim: usize, into: &mut Vec<f32>) {
+    let heads = directions.len() / (DIRECTIONS * dim);
+    if heads == 0 {
+        return;
+    }
+    for (head, queries) in queries.chunks_exact(rows * dim).enumerate() {
+        let directions = &directions[head % heads * DIRECTIONS * dim..][..DIRECTIONS * dim];
+        for query in queries.chunks_exact(dim) {
+            let along = |direction: &[f32]| direction.iter().zip(query).map(|(a, b)| a * b).sum::<f32>();
+            into.extend(directions.chunks_exact(dim).map(along));
+        }
+    }
 }
 
 /// The rows of a few of T query tokens, spread evenly and the last among them: of (N, T, Dk) gives

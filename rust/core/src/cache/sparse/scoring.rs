@@ -1,9 +1,13 @@
 //! Estimating every block's share of the attention mass, and choosing by it.
+//!
+//! Where a context is long, the sketches of its full chapters say first which of their blocks
+//! are worth an estimate from their summaries: what that costs does not grow with the context.
 
 use std::cell::RefCell;
 
 use super::super::digest::{CHAPTER_PAGES, Digest, DigestLayout};
 use super::super::table::Table;
+use super::telling::SKETCH_CHAPTERS;
 use super::{HeadScratch, Scratch};
 use crate::attend::{Inline, Parallel};
 use crate::rotary::Turns;
@@ -12,12 +16,24 @@ use crate::sync::Mutex;
 
 /// Less than this many blocks are scored on the calling thread.
 const PARALLEL_BLOCKS_MIN: usize = 1024;
+/// Units of work that a head's blocks are estimated in, when they are told from their sketches.
+const ESTIMATE_UNITS: usize = 4;
+/// For each block that may be read, so many are told from their sketches to be estimated.
+pub(super) const ESTIMATED_PER_READ: usize = 4;
 
 thread_local! {
     /// Queries relative to the page at hand.
     static RELATIVE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// The same as the scores take them.
     static ARRANGED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Summaries of blocks that are apart, one after the other.
+    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What one of a few units of work takes of some blocks.
+fn part_of(blocks: &[u32], unit: usize, units: usize) -> &[u32] {
+    let bound = |part: usize| part * blocks.len() / units;
+    &blocks[bound(unit)..bound(unit + 1)]
 }
 
 /// What scoring works on.
@@ -32,103 +48,220 @@ pub(super) struct Scoring<'a> {
     pub(super) rows: usize,
     /// Dk.
     pub(super) dim: usize,
-    /// Pages before this one are scored as if they stood there.
+    /// Pages before this one are scored as if they all stood in one place, far away.
     pub(super) nearest_far: usize,
+    /// The queries that ask, (B, H, R, Dk), at their positions.
+    pub(super) placed: &'a [f32],
+    /// As seen from the far place.
+    pub(super) far: &'a [f32],
+    /// Along the directions of the head's queries, (B, H, R, [`DIRECTIONS`]); empty where these
+    /// are not known.
+    pub(super) along: &'a [f32],
+}
+
+/// How a call's work is cut.
+struct Plan {
+    /// Chapters, the first ones, whose blocks are told from their sketches.
+    sketched: usize,
+    /// Of these chapters' blocks, how many are estimated besides the sinks.
+    estimated: usize,
+    /// Units of work of a head: over sketches, over the blocks that these tell, and a unit for each of
+    /// the other chapters.
+    sketch_units: usize,
+    estimate_units: usize,
+    chapters: usize,
 }
 
 impl Scoring<'_> {
-    /// Chooses the blocks of every (row, KV head); `placed` is (B, H, R, Dk).
-    pub(super) fn choose(
-        &self,
-        placed: &[f32],
-        budget: &Budget,
-        scratch: &mut Scratch,
-        parallel: &dyn Parallel,
-    ) {
-        let chapters = self.pages.div_ceil(CHAPTER_PAGES);
+    /// Chooses the blocks of every (row, KV head).
+    pub(super) fn choose(&self, budget: &Budget, scratch: &mut Scratch, parallel: &dyn Parallel) {
+        let plan = self.plan(budget);
         let heads = self.tables.len() * self.heads;
-        scratch.masses.resize_with((heads * chapters).max(scratch.masses.len()), Mutex::default);
-        scratch.heads.resize_with(heads, Mutex::default);
+        let parts = plan.estimate_units + plan.chapters;
+        scratch.weighed.resize_with((heads * plan.sketch_units).max(scratch.weighed.len()), Default::default);
+        scratch.masses.resize_with((heads * parts).max(scratch.masses.len()), Default::default);
+        scratch.heads.resize_with(heads, Default::default);
         let small = self.pages * self.digest.blocks_per_page * heads < PARALLEL_BLOCKS_MIN;
         let parallel = if small { &Inline } else { parallel };
-        let (masses, picks) = (&scratch.masses, &scratch.heads);
-        let head_floats = self.rows * self.dim;
-        parallel.run(heads * chapters, &|unit| {
-            let (head, chapter) = (unit / chapters, unit % chapters);
-            let query = &placed[head * head_floats..(head + 1) * head_floats];
-            let digest = &self.tables[head / self.heads].digest;
-            self.chapter(query, digest, head % self.heads, chapter, &mut masses[unit].lock());
+        let (masses, picks) = (&scratch.masses[..heads * parts], &scratch.heads);
+        let weighed = &scratch.weighed[..heads * plan.sketch_units];
+        let units = plan.sketch_units + plan.chapters;
+        parallel.run(heads * units, &|unit| {
+            let (head, unit) = (unit / units, unit % units);
+            if let Some(chapter) = unit.checked_sub(plan.sketch_units) {
+                let mut masses = masses[head * parts + plan.estimate_units + chapter].lock();
+                return self.chapter(head, plan.sketched + chapter, &mut masses);
+            }
+            let mut weighed = weighed[head * plan.sketch_units + unit].lock();
+            self.weigh_sketches(head, unit * SKETCH_CHAPTERS, plan.sketched, &mut weighed);
         });
+        if plan.sketched > 0 {
+            parallel.run(heads, &|head| {
+                let units = weighed[head * plan.sketch_units..][..plan.sketch_units].iter();
+                let weighed: Vec<_> = units.map(Mutex::lock).collect();
+                let weighed: Vec<_> = weighed.iter().map(|unit| &**unit).collect();
+                self.tell(&weighed, budget.sinks, plan.estimated, &mut picks[head].lock());
+            });
+            let told: Vec<_> = picks.iter().map(Mutex::lock).collect();
+            parallel.run(heads * plan.estimate_units, &|unit| {
+                let (head, unit) = (unit / plan.estimate_units, unit % plan.estimate_units);
+                let blocks = part_of(&told[head].estimated, unit, plan.estimate_units);
+                self.scattered(head, blocks, &mut masses[head * parts + unit].lock());
+            });
+        }
         parallel.run(heads, &|head| {
-            let mut pick = picks[head].lock();
-            let HeadScratch { shares, choice } = &mut *pick;
-            self.share(&masses[head * chapters..(head + 1) * chapters], shares);
-            choice.pick(shares, budget);
+            let mut parts: Vec<_> = masses[head * parts..][..parts].iter().map(Mutex::lock).collect();
+            let mut parts: Vec<_> = parts.iter_mut().map(|masses| masses.as_mut_slice()).collect();
+            self.pick(&plan, budget, &mut parts, &mut picks[head].lock());
         });
     }
 
+    fn plan(&self, budget: &Budget) -> Plan {
+        let chapters = self.pages.div_ceil(CHAPTER_PAGES);
+        let estimated = ESTIMATED_PER_READ * budget.most_blocks();
+        let known = self.tables.iter().map(|table| table.digest.sketched()).min().unwrap_or(0);
+        // The window is never in question.
+        let window = budget.window.div_ceil(self.digest.blocks_per_page);
+        let far = self.nearest_far.min(self.pages.saturating_sub(window)) / CHAPTER_PAGES;
+        let sketched = if self.along.is_empty() { 0 } else { known.min(far) };
+        let blocks = sketched * CHAPTER_PAGES * self.digest.blocks_per_page;
+        let sketched = if blocks > 2 * (estimated + budget.sinks) { sketched } else { 0 };
+        Plan {
+            sketched,
+            estimated,
+            sketch_units: sketched.div_ceil(SKETCH_CHAPTERS),
+            estimate_units: if sketched > 0 { ESTIMATE_UNITS } else { 0 },
+            chapters: chapters - sketched,
+        }
+    }
+
+    pub(super) fn digest_of(&self, head: usize) -> (&Digest, usize) {
+        (&self.tables[head / self.heads].digest, head % self.heads)
+    }
+
     /// Estimates the masses of one chapter's blocks: ({at, sum}, R, blocks).
-    fn chapter(&self, query: &[f32], digest: &Digest, head: usize, chapter: usize, masses: &mut Vec<f32>) {
+    fn chapter(&self, head: usize, chapter: usize, masses: &mut Vec<f32>) {
         let pages = chapter * CHAPTER_PAGES..((chapter + 1) * CHAPTER_PAGES).min(self.pages);
         let per_page = self.digest.blocks_per_page;
-        let (stride, summary) = (pages.len() * per_page, &self.digest.summary);
-        masses.resize(2 * self.rows * stride, 0.0);
-        let (at, sum) = masses.split_at_mut(self.rows * stride);
+        let stride = pages.len() * per_page;
+        let (at, sum) = self.sized(masses, stride);
         let mut page = pages.start;
         while page < pages.end {
             // Pages that are scored as if they stood in one place are scored in one go.
-            let place = page.max(self.nearest_far);
-            let end = if place > page { pages.end.min(self.nearest_far + 1) } else { page + 1 };
-            let blocks = digest.blocks(self.digest, head, page, end - page);
+            let end = if page < self.nearest_far { pages.end.min(self.nearest_far) } else { page + 1 };
             let first = (page - pages.start) * per_page;
             let mut masses = Masses { at: &mut at[first..], sum: &mut sum[first..], stride };
-            self.arranged(query, place, |query| estimate(summary, query, self.rows, blocks, &mut masses));
+            let (digest, of_row) = self.digest_of(head);
+            self.estimate(head, page, digest.blocks(self.digest, of_row, page, end - page), &mut masses);
             page = end;
         }
     }
 
-    /// Calls with the queries relative to the page at `place`, as the scores take them.
-    fn arranged(&self, query: &[f32], place: usize, call: impl FnOnce(&[f32])) {
-        let floats = self.digest.summary.query_floats();
-        RELATIVE.with_borrow_mut(|relative| {
-            self.turns.relative_to(place, query, self.dim, relative);
-            ARRANGED.with_borrow_mut(|arranged| {
-                arranged.resize(self.rows * floats, 0.0);
-                for (row, into) in relative.chunks_exact(self.dim).zip(arranged.chunks_exact_mut(floats)) {
-                    self.digest.summary.arrange_query(row, into);
-                }
-                call(arranged);
-            });
+    /// Estimates the masses of some far blocks, wherever they are: ({at, sum}, R, blocks).
+    fn scattered(&self, head: usize, blocks: &[u32], masses: &mut Vec<f32>) {
+        let (at, sum) = self.sized(masses, blocks.len());
+        let (digest, of_row) = self.digest_of(head);
+        let (len, per_page) = (self.digest.summary.len_bytes(), self.digest.blocks_per_page);
+        GATHERED.with_borrow_mut(|gathered| {
+            gathered.clear();
+            let summary_of = |block: u32| {
+                let (page, within) = (block as usize / per_page, block as usize % per_page);
+                &digest.blocks(self.digest, of_row, page, 1)[within * len..][..len]
+            };
+            for block in blocks {
+                gathered.extend_from_slice(summary_of(*block));
+            }
+            self.estimate(head, 0, gathered, &mut Masses { at, sum, stride: blocks.len() });
         });
     }
 
-    /// Shares of the mass, averaged over the query rows, of all blocks of one head.
-    fn share(&self, chapters: &[Mutex<Vec<f32>>], shares: &mut Vec<f32>) {
-        let blocks = self.pages * self.digest.blocks_per_page;
-        let chapter_blocks = CHAPTER_PAGES * self.digest.blocks_per_page;
+    /// Room for ({at, sum}, R, blocks).
+    fn sized<'m>(&self, masses: &'m mut Vec<f32>, blocks: usize) -> (&'m mut [f32], &'m mut [f32]) {
+        masses.resize(2 * self.rows * blocks, 0.0);
+        masses.split_at_mut(self.rows * blocks)
+    }
+
+    /// Estimates the masses of blocks whose page is `page`, or stands in the far place with it.
+    fn estimate(&self, head: usize, page: usize, blocks: &[u8], masses: &mut Masses<'_>) {
+        let (floats, summary) = (self.digest.summary.query_floats(), &self.digest.summary);
+        let own = head * self.rows * self.dim..(head + 1) * self.rows * self.dim;
+        let mut arranged = |relative: &[f32]| {
+            ARRANGED.with_borrow_mut(|arranged| {
+                arranged.resize(self.rows * floats, 0.0);
+                for (row, into) in relative.chunks_exact(self.dim).zip(arranged.chunks_exact_mut(floats)) {
+                    summary.arrange_query(row, into);
+                }
+                estimate(summary, arranged, self.rows, blocks, masses);
+            });
+        };
+        if page < self.nearest_far {
+            return arranged(&self.far[own]);
+        }
+        RELATIVE.with_borrow_mut(|relative| {
+            self.turns.relative_to(page, &self.placed[own], self.dim, relative);
+            arranged(relative);
+        });
+    }
+
+    /// Chooses one head's blocks by their masses, of which the first few parts are of those estimated
+    /// because of their sketches.
+    fn pick(&self, plan: &Plan, budget: &Budget, parts: &mut [&mut [f32]], scratch: &mut HeadScratch) {
+        let HeadScratch { shares, choice, left, .. } = scratch;
+        let rest = self.share(parts, plan.estimate_units, left, shares);
+        choice.pick(shares, rest, budget);
+        if plan.sketched == 0 {
+            return;
+        }
+        let (estimated, first) =
+            (&scratch.estimated, plan.sketched * CHAPTER_PAGES * self.digest.blocks_per_page);
+        for block in &mut choice.blocks {
+            let place = *block as usize;
+            let after = || (first + place - estimated.len()) as u32;
+            *block = estimated.get(place).copied().unwrap_or_else(after);
+        }
+    }
+
+    /// Shares of the mass, averaged over the query rows, of all blocks whose masses are given,
+    /// which become weights. `left` is, for each row, what mass there is besides, relative to that of the
+    /// first `estimated` parts; gives its share.
+    fn share(&self, parts: &mut [&mut [f32]], estimated: usize, left: &[f32], shares: &mut Vec<f32>) -> f32 {
         shares.clear();
-        shares.resize(blocks, 0.0);
-        let mut held: Vec<_> = chapters.iter().map(Mutex::lock).collect();
+        shares.resize(parts.iter().map(|masses| masses.len() / (2 * self.rows)).sum(), 0.0);
+        let mut rest = 0.0;
         for row in 0..self.rows {
             let mut reference = f32::NEG_INFINITY;
-            for masses in &held {
+            for masses in parts.iter() {
                 let stride = masses.len() / (2 * self.rows);
                 reference = reference.max(largest(&masses[row * stride..(row + 1) * stride]));
             }
-            let mut total = 0.0;
-            for masses in &mut held {
+            let (mut total, mut besides) = (0.0, 0.0);
+            for (index, masses) in parts.iter_mut().enumerate() {
                 let stride = masses.len() / (2 * self.rows);
                 let (at, sum) = masses.split_at_mut(self.rows * stride);
                 let weights = &mut sum[row * stride..(row + 1) * stride];
-                let sum = weigh(&at[row * stride..(row + 1) * stride], weights, reference);
-                // What can't be estimated is read, and does not keep the others from being compared.
-                total += if sum.is_nan() { weights.iter().filter(|w| !w.is_nan()).sum() } else { sum };
+                let sum = weigh_finite(&at[row * stride..(row + 1) * stride], weights, reference);
+                besides += if index < estimated { left[row] * sum } else { 0.0 };
+                total += sum;
             }
+            total += besides;
             let factor = if total > 0.0 { 1.0 / (total * self.rows as f32) } else { 0.0 };
-            for (masses, shares) in held.iter().zip(shares.chunks_mut(chapter_blocks)) {
-                let weights = &masses[(self.rows + row) * shares.len()..][..shares.len()];
+            rest += besides * factor;
+            let mut first = 0;
+            for masses in parts.iter() {
+                let stride = masses.len() / (2 * self.rows);
+                let weights = &masses[(self.rows + row) * stride..][..stride];
+                let shares = &mut shares[first..first + stride];
                 shares.iter_mut().zip(weights).for_each(|(share, weight)| *share += weight * factor);
+                first += stride;
             }
         }
+        rest
     }
+}
+
+/// [`weigh`], without what is no number in the sum: what can't be estimated is read, and does not keep
+/// the others from being compared.
+pub(super) fn weigh_finite(at: &[f32], weights: &mut [f32], reference: f32) -> f32 {
+    let sum = weigh(at, weights, reference);
+    if sum.is_nan() { weights.iter().filter(|weight| !weight.is_nan()).sum() } else { sum }
 }

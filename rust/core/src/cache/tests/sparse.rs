@@ -198,28 +198,116 @@ fn a_block_that_answers_the_query_is_read() {
     assert!(selected.tokens <= 8.0 * 16.0 && selected.unread < 0.3, "{selected:?}");
 }
 
+/// Tokens of a context whose far blocks are told from sketches.
+const LONG: usize = 3000;
+
+/// Lets a cache that holds `length` tokens see queries that look like `query` does.
+fn ask_often(cache: &mut KvCache, query: &Tensor) {
+    let extent = Extent { tokens: 70, ..query.extent };
+    let queries = Tensor::new(extent.batch, extent.heads, 70, extent.dim, extent.dtype)
+        .filled(|b, h, t, d| query.at(b, h, 0, d) + ((t * 5 + d * 3 + h) % 7) as f32 / 20.0);
+    let mut out = Tensor::new(extent.batch, extent.heads, 70, 4, DType::F32);
+    cache.attend(0, &queries, &mut out, 0.25, &Mask { causal: true, bias: None }, &Inline).unwrap();
+}
+
+#[test]
+fn a_far_block_that_answers_the_query_is_read_without_an_estimate_of_every_block() {
+    let rotary = rotary(8, false);
+    for needle in [500, 1777, 2040] {
+        let mut cache = cache(&rotary, store(), Some(selection(5, 100)));
+        let keys = Tensor::new(1, 1, LONG, 16, DType::F32).filled(|_, _, t, d| {
+            if t == needle && d % 8 == 7 { 6.0 } else { ((t * 7 + d * 3) % 11) as f32 / 20.0 - 0.25 }
+        });
+        let values =
+            Tensor::new(1, 1, LONG, 4, DType::F32).filled(|_, _, t, _| if t == needle { 1.0 } else { 0.0 });
+        cache.append(0, &keys, &values).unwrap();
+        let query =
+            Tensor::new(1, 2, 1, 16, DType::F32).filled(|_, _, _, d| if d % 8 == 7 { 6.0 } else { 0.1 });
+        let read = |cache: &mut KvCache| {
+            let mut out = Tensor::new(1, 2, 1, 4, DType::F32);
+            cache.attend(0, &query, &mut out, 0.25, &Mask::default(), &Inline).unwrap();
+            assert!(out.at(0, 0, 0, 0) > 0.9, "{needle}: {}", out.at(0, 0, 0, 0));
+            cache.selected(0).unwrap().unwrap()
+        };
+        let whole = read(&mut cache);
+        assert_eq!(cache.sketched(0), 0, "nothing is known of the queries yet");
+        ask_often(&mut cache, &query);
+        let sketched = read(&mut cache);
+        assert!(cache.sketched(0) * 32 > 2 * (4 * 8 + 1), "{} chapters", cache.sketched(0));
+        assert!((whole.tokens - sketched.tokens).abs() < 0.5, "{whole:?} {sketched:?}");
+        assert!((whole.unread - sketched.unread).abs() < 0.1, "{whole:?} {sketched:?}");
+    }
+}
+
+#[test]
+fn what_is_read_by_sketches_depends_on_the_tokens_alone() {
+    let (rotary, shape) = (rotary(4, false), [2, 8, 6]);
+    let row = ids(LONG, 2);
+    let asked = query(1, 4, 1, 8);
+    let read = |cache: &mut KvCache| {
+        let mut out = Tensor::new(1, 4, 1, 6, DType::F32);
+        cache.attend(0, &asked, &mut out, 0.5, &Mask::default(), &Pool::new(2)).unwrap();
+        assert!(cache.sketched(0) >= 3, "{} chapters", cache.sketched(0));
+        (out, cache.read_blocks(0).unwrap().unwrap().map(<[Vec<u32>]>::to_vec).collect::<Vec<_>>())
+    };
+    let filled = |tokens: &[u32]| {
+        let mut cache = cache(&rotary, store(), Some(selection(5, 100)));
+        feed(&mut cache, &[tokens[..100].to_vec()], shape, DType::Bf16);
+        let mut out = Tensor::new(1, 4, 64, 6, DType::F32);
+        let causal = Mask { causal: true, bias: None };
+        cache.attend(0, &query(1, 4, 64, 8), &mut out, 0.5, &causal, &Inline).unwrap();
+        feed(&mut cache, &[tokens[100..].to_vec()], shape, DType::Bf16);
+        cache
+    };
+    let mut straight = filled(&row);
+    let expected = read(&mut straight);
+    // Cut back within a sketched chapter and filled again, beside a fork that goes on elsewhere.
+    let mut detour = filled(&[&row[..1300], &ids(LONG - 1300, 7)].concat());
+    let other = read(&mut detour);
+    let mut fork = detour.fork().unwrap();
+    detour.crop(1300);
+    feed(&mut detour, &[row[1300..].to_vec()], shape, DType::Bf16);
+    assert_eq!(read(&mut detour), expected);
+    assert_eq!(read(&mut fork), other);
+    // Another far place asks for other sketches, and back.
+    fork.select(Some(selection(5, 1000))).unwrap();
+    read(&mut fork);
+    fork.select(Some(selection(5, 100))).unwrap();
+    assert_eq!(read(&mut fork), other);
+}
+
 #[test]
 fn tiers_and_sessions_change_no_bit() {
     let directory = tempfile::tempdir().unwrap();
-    let (rotary, shape, row) = (rotary(4, false), [2, 8, 6], ids(1501, 2));
+    let (rotary, shape, row) = (rotary(4, false), [2, 8, 6], ids(LONG, 2));
     let attend = |cache: &mut KvCache| {
         let mut out = Tensor::new(1, 4, 2, 6, DType::F32);
         cache.attend(0, &query(1, 4, 2, 8), &mut out, 0.5, &Mask::default(), &Pool::new(2)).unwrap();
         out
     };
-    let mut warm = cache(&rotary, store(), Some(selection(10, 100)));
+    // Far blocks are told from sketches.
+    let selecting = || Some(selection(5, 100));
+    let asked_often = |cache: &mut KvCache| {
+        let mut out = Tensor::new(1, 4, 70, 6, DType::F32);
+        let causal = Mask { causal: true, bias: None };
+        cache.attend(0, &query(1, 4, 70, 8), &mut out, 0.5, &causal, &Inline).unwrap();
+    };
+    let mut warm = cache(&rotary, store(), selecting());
     feed(&mut warm, std::slice::from_ref(&row), shape, DType::Bf16);
+    asked_often(&mut warm);
     let expected = attend(&mut warm);
-    let open = || Store::open(&StoreConfig::on_disk(512 << 10, directory.path())).unwrap();
+    let open = || Store::open(&StoreConfig::on_disk(1 << 20, directory.path())).unwrap();
     {
-        let mut cold = cache(&rotary, open(), Some(selection(10, 100)));
+        let mut cold = cache(&rotary, open(), selecting());
         feed(&mut cold, std::slice::from_ref(&row), shape, DType::Bf16);
+        asked_often(&mut cold);
         assert_eq!(attend(&mut cold), expected);
         cold.save("s", "a model", b"").unwrap();
     }
-    let mut resumed = cache(&rotary, open(), Some(selection(10, 100)));
+    let mut resumed = cache(&rotary, open(), selecting());
     resumed.load("s").unwrap();
     assert_eq!(attend(&mut resumed), expected);
+    assert!(warm.sketched(0) >= 3 && warm.sketched(0) == resumed.sketched(0));
 }
 
 #[test]
