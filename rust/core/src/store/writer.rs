@@ -31,6 +31,8 @@ impl WriteBuf for PagePart {
 /// Pages to be written together.
 struct Group {
     temporary: bool,
+    /// The newest flush that had been asked for when the group was taken up.
+    flush: u64,
     pages: Vec<(PageKey, Page)>,
 }
 
@@ -123,7 +125,7 @@ impl Inner {
         }
         let page_of = |key: &PageKey| Some((*key, state.pages.get(key)?.page.clone()?));
         let pages: Vec<_> = keys.iter().filter_map(page_of).collect();
-        (!pages.is_empty()).then_some(Group { temporary, pages })
+        (!pages.is_empty()).then_some(Group { temporary, flush: state.flushes_asked, pages })
     }
 
     fn write_group(self: &Arc<Self>, mut state: MutexGuard<'_, State>, group: Group) {
@@ -211,9 +213,8 @@ impl Inner {
                 state.queued_bytes += page.padded_len() as u64;
             }
         }
-        // A flush ends here, with the error; the next one tries again.
-        let asked = state.flushes_asked;
-        state.fail_flushes(asked, error);
+        // The flushes that wait for this write end here, with the error; one asked since tries again.
+        state.fail_flushes(group.flush, error);
         drop(state);
         self.changed.notify_all();
     }
@@ -243,6 +244,8 @@ impl Inner {
                     state.distrust(*id);
                 }
                 state.poisoned = Some(error.to_string());
+                // Nor can a flush asked meanwhile succeed any more.
+                let asked = state.flushes_asked;
                 state.fail_flushes(asked, error);
             }
         }
@@ -315,12 +318,14 @@ impl Inner {
 }
 
 impl State {
-    /// Ends the flushes up to `number` with an error, and lets the writer rest.
+    /// Ends the flushes up to `number` with an error, and lets the writer rest unless a later one waits.
     fn fail_flushes(&mut self, number: u64, error: Error) {
         let error = Arc::new(error);
         self.flush_error = Some(error.clone());
-        self.write_error = Some(error);
-        self.flushes_done = number;
+        self.flushes_done = self.flushes_done.max(number);
+        if self.flushes_done == self.flushes_asked {
+            self.write_error = Some(error);
+        }
     }
 
     /// Pages of a segment no longer count as stored.
