@@ -46,6 +46,17 @@ def test_a_small_budget_serves_every_mode(mode):
         assert 0.0 <= held["unread_share"] <= 1.0
 
 
+@pytest.mark.parametrize("mode", ["prompt_lookup", "assisted"])
+def test_guessed_tokens_are_checked_as_if_they_came_one_by_one(mode):
+    model = build("llama")
+    inputs = {"input_ids": prompt(400)}
+    with stratakv.attach(model):
+        with open_cache(model, SMALL, precision="full") as cache:
+            expected = _run(model, inputs, cache, **MODES["greedy"])
+        with open_cache(model, SMALL, precision="full") as cache:
+            assert torch.equal(_run(model, inputs, cache, **MODES[mode]), expected)
+
+
 def test_padded_rows_are_masked_as_ever():
     model = build("llama")
     ids = prompt(60, rows=2)

@@ -33,6 +33,13 @@ pub struct Mask<'a> {
     pub causal: bool,
 }
 
+impl Mask<'_> {
+    /// The mask of the query tokens from this one on.
+    pub(super) fn skip(&self, first: usize) -> Self {
+        Self { bias: self.bias.map(|bias| bias.skip(first)), ..*self }
+    }
+}
+
 /// Memory that is kept between calls.
 #[derive(Default)]
 pub(super) struct Scratch {

@@ -114,6 +114,13 @@ impl Bias<'_> {
         &self.values[first..first + len]
     }
 
+    /// The biases of the query tokens from this one on.
+    pub(super) fn skip(self, first: usize) -> Self {
+        let [b, t, s] = self.shape;
+        let values = &self.values[first * self.token_stride..];
+        Self { values, shape: [b, if t == 1 { 1 } else { t - first }, s], ..self }
+    }
+
     /// Checks the shape against B, T and S.
     pub(super) fn expect(&self, batch: usize, tokens: usize, length: usize) -> Result<()> {
         let [b, t, s] = self.shape;

@@ -36,8 +36,8 @@ use reading::{PARTS, Reading, list_pages};
 use scoring::Scoring;
 use telling::Weighed;
 
-/// Query tokens up to which a call is a step of decoding, or of checking guessed tokens: they
-/// share one selection, made for all of them.
+/// Query tokens up to which a call is a step of decoding, or of checking guessed tokens: each has a
+/// selection of its own, as if they came one by one.
 const STEP_TOKENS_MAX: usize = 32;
 /// Query tokens of a prefill that share one selection; they end at multiples of it, so that the
 /// chunks of a prefill change nothing.
@@ -127,6 +127,18 @@ impl Selection {
     /// pages that are further away are scored as if they stood there.
     fn far_pages(&self, page_tokens: usize) -> usize {
         (self.trained_tokens / FAR_SHARE / page_tokens).max(1)
+    }
+
+    /// What the last `tokens` of `length` tokens read, in a step or in a prefill. What is short enough is
+    /// read whole and in 16 bits; the own blocks of a prefill's tokens come on top.
+    fn budget_at(&self, length: usize, tokens: usize, is_step: bool) -> Budget {
+        let budget = self.budget;
+        let dense_below = if is_step { self.dense_below } else { self.dense_prefill_below };
+        if length <= dense_below {
+            return Budget { blocks: length.div_ceil(BLOCK_TOKENS), critical: 1.0, ..budget };
+        }
+        let own = if is_step { 0 } else { tokens.div_ceil(BLOCK_TOKENS) };
+        Budget { blocks: budget.blocks + own, window: budget.window + own, ..budget }
     }
 }
 
@@ -299,21 +311,25 @@ impl KvCache {
         let digest = &*self.digest_layout(layer, &shape)?;
         self.summarise(layer, layout, digest, scratch)?;
         let what = Selecting { layer, shape, layout, digest, selection, parallel };
-        let (tokens, length) = (call.query.extent().tokens, self.layers[layer].len);
-        if tokens <= STEP_TOKENS_MAX {
-            return self.attend_part(scratch, &what, &selection.budget, call, length);
-        }
         let Call { query, out, scale, mask } = call;
+        let (tokens, length) = (query.extent().tokens, self.layers[layer].len);
+        let is_step = tokens <= STEP_TOKENS_MAX;
         let mut poll = Poll::default();
         let mut start = length - tokens;
         while start < length {
             poll.check()?;
-            let end = ((start / PART_TOKENS + 1) * PART_TOKENS).min(length);
+            let end = match (is_step, mask.causal) {
+                (true, true) => start + 1,
+                // Only the bias knows what each token must not see.
+                (true, false) => length,
+                (false, _) => ((start / PART_TOKENS + 1) * PART_TOKENS).min(length),
+            };
             let (first, count) = (start + tokens - length, end - start);
             let query = Part { whole: query, first, tokens: count };
             let mut out = PartMut { whole: &mut *out, first, tokens: count };
-            let call = Call { query: &query, out: &mut out, scale, mask };
-            self.attend_part(scratch, &what, &prefill_budget(selection, end, count), call, end)?;
+            let mask = mask.skip(first);
+            let call = Call { query: &query, out: &mut out, scale, mask: &mask };
+            self.attend_part(scratch, &what, &selection.budget_at(end, count, is_step), call, end)?;
             start = end;
         }
         Ok(())
@@ -455,17 +471,6 @@ fn budget_of(budget: &Budget, tail_tokens: usize, query_tokens: usize) -> Budget
     let window = budget.window.saturating_sub(tail).max(own);
     let blocks = budget.blocks.saturating_sub(tail).max(budget.sinks + window);
     Budget { blocks, window, ..*budget }
-}
-
-/// The budget of a part of a prefill: the tokens' own blocks come on top, and what is short enough
-/// is read whole and in 16 bits.
-fn prefill_budget(selection: &Selection, length: usize, tokens: usize) -> Budget {
-    let budget = selection.budget;
-    if length <= selection.dense_prefill_below {
-        return Budget { blocks: length.div_ceil(BLOCK_TOKENS), critical: 1.0, ..budget };
-    }
-    let own = tokens.div_ceil(BLOCK_TOKENS);
-    Budget { blocks: budget.blocks + own, window: budget.window + own, ..budget }
 }
 
 /// Queries (B, H, R, Dk) along the directions (H, [`DIRECTIONS`], Dk) of their heads: (B, H, R,

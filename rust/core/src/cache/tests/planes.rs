@@ -96,11 +96,11 @@ fn precision_of(choice: &Choice, length: usize, token: usize) -> Option<Precisio
 }
 
 /// One step over what was read, head by head, in float64.
-fn check(cache: &mut KvCache, rotary: &Rotary, shape: [usize; 3], dtype: DType, new: usize) {
+fn check(cache: &mut KvCache, rotary: &Rotary, shape: [usize; 3], dtype: DType) {
     let ([heads, dk, dv], length) = (shape, cache.length(1).unwrap());
     let (keys, values) = (uneven(0..length, 1, dk, heads, dtype), uneven(0..length, 2, dv, heads, dtype));
-    let query = query(1, 2 * heads, new, dk);
-    let mut out = Tensor::new(1, 2 * heads, new, dv, DType::F32);
+    let query = query(1, 2 * heads, 1, dk);
+    let mut out = Tensor::new(1, 2 * heads, 1, dv, DType::F32);
     let causal = Mask { causal: true, bias: None };
     cache.attend(1, &query, &mut out, 0.3, &causal, &Pool::new(2)).unwrap();
     let turns = Turns::new(rotary.clone(), PAGE_TOKENS).unwrap();
@@ -113,7 +113,7 @@ fn check(cache: &mut KvCache, rotary: &Rotary, shape: [usize; 3], dtype: DType, 
             (0..length).map(|token| if read(token).is_some() { 0.0 } else { f32::NEG_INFINITY }).collect();
         let bias = Bias { values: &hidden, shape: [1, 1, length], batch_stride: 0, token_stride: 0 };
         let group = |tensor: &Tensor, dim| {
-            Tensor::new(1, 2, new, dim, DType::F32).filled(|_, g, t, d| tensor.at(0, 2 * h + g, t, d))
+            Tensor::new(1, 2, 1, dim, DType::F32).filled(|_, g, t, d| tensor.at(0, 2 * h + g, t, d))
         };
         let mask = Mask { causal: true, bias: Some(bias) };
         let expected = reference(rotary, &group(&query, dk), &keys, &values, 0.3, &mask);
@@ -146,14 +146,13 @@ proptest! {
         pairs in 1_usize..5,
         rest in 0_usize..4,
         dv in 1_usize..9,
-        new in 1_usize..4,
         dtype in dtypes(),
     ) {
         let (rotary, shape) = (rotary(pairs, false), [heads, 2 * pairs + rest, dv]);
         let mut cache = KvCache::new(store(), in_planes(&rotary)).unwrap();
         cache.select(Some(selection(blocks, critical))).unwrap();
         grow(&mut cache, 0..length, shape, dtype);
-        check(&mut cache, &rotary, shape, dtype, new);
+        check(&mut cache, &rotary, shape, dtype);
         let mut fork = cache.fork().unwrap();
         cache.crop(crop);
         let at = cache.length(0).unwrap();
@@ -161,9 +160,9 @@ proptest! {
         cache.crop(at / PAGE_TOKENS * PAGE_TOKENS);
         let at = cache.length(0).unwrap();
         grow(&mut cache, at..at + 40, shape, dtype);
-        check(&mut cache, &rotary, shape, dtype, new);
+        check(&mut cache, &rotary, shape, dtype);
         grow(&mut fork, length..length + 9, shape, dtype);
-        check(&mut fork, &rotary, shape, dtype, new);
+        check(&mut fork, &rotary, shape, dtype);
     }
 
     /// Dense reading, gathering, cropping into pages: as a cache of elements, from files.
@@ -255,7 +254,7 @@ fn ram_may_hold_the_codes_alone() {
     // Two layers of 1,024 tokens: 1 MiB as elements, half a MiB as codes.
     cache.select(Some(selection(8, 0.0))).unwrap();
     grow(&mut cache, 0..1024, shape, DType::Bf16);
-    check(&mut cache, &rotary, shape, DType::Bf16, 1);
+    check(&mut cache, &rotary, shape, DType::Bf16);
     assert!(cache.store().stats().ram_used_bytes <= 512 << 10);
 }
 

@@ -42,27 +42,58 @@ fn part(tensor: &Tensor, tokens: &[usize]) -> Tensor {
     Tensor::new(batch, heads, tokens.len(), dim, dtype).filled(|b, h, t, d| tensor.at(b, h, tokens[t], d))
 }
 
-/// One step, and what it should give by definition.
+/// Hides, from each of the last `new` tokens, those after it and those that are not read: (T, tokens).
+fn later(length: usize, new: usize, tokens: &[usize], read: &[usize]) -> Vec<f32> {
+    let is_seen = |query: usize, token: &usize| *token <= query && read.contains(token);
+    let hidden = |seen| if seen { 0.0 } else { f32::NEG_INFINITY };
+    let row = |query| tokens.iter().map(move |token| hidden(is_seen(query, token)));
+    (length - new..length).flat_map(row).collect()
+}
+
+/// (T, tokens) as a mask takes it.
+fn per_token(values: &[f32], new: usize) -> Bias<'_> {
+    let tokens = values.len() / new;
+    Bias { values, shape: [1, new, tokens], batch_stride: 0, token_stride: tokens }
+}
+
+/// One step that has one selection, and what it should give by definition.
 fn check(cache: &mut KvCache, rotary: &Rotary, row: &[u32], shape: [usize; 3], new: usize, compact: bool) {
     let (length, [_, dk, dv]) = (row.len(), shape);
     let (keys, values) = tensors(0, &[row.to_vec()], 0, shape, DType::F32);
     let query = query(1, 2, new, dk);
     let mut out = Tensor::new(1, 2, new, dv, DType::F32);
-    let causal = Mask { causal: true, bias: None };
-    cache.attend(0, &query, &mut out, 0.3, &causal, &Pool::new(2)).unwrap();
+    let all: Vec<usize> = (0..length).collect();
+    let later = later(length, new, &all, &all);
+    // A few tokens have one selection where only a bias says what they must not see.
+    let is_shared = (2..=32).contains(&new);
+    let mask = Mask { causal: !is_shared, bias: if is_shared { Some(per_token(&later, new)) } else { None } };
+    cache.attend(0, &query, &mut out, 0.3, &mask, &Pool::new(2)).unwrap();
     let tokens = read_tokens(cache, length);
     let expected = if compact {
         let (keys, values) = (part(&keys, &tokens), part(&values, &tokens));
-        reference(rotary, &query, &keys, &values, 0.3, &causal)
+        let hidden = self::later(length, new, &tokens, &tokens);
+        reference(
+            rotary,
+            &query,
+            &keys,
+            &values,
+            0.3,
+            &Mask { causal: false, bias: Some(per_token(&hidden, new)) },
+        )
     } else {
-        let hidden: Vec<f32> =
-            (0..length).map(|token| if tokens.contains(&token) { 0.0 } else { f32::NEG_INFINITY }).collect();
-        let bias = Bias { values: &hidden, shape: [1, 1, length], batch_stride: 0, token_stride: 0 };
-        reference(rotary, &query, &keys, &values, 0.3, &Mask { causal: true, bias: Some(bias) })
+        let hidden = self::later(length, new, &all, &tokens);
+        reference(
+            rotary,
+            &query,
+            &keys,
+            &values,
+            0.3,
+            &Mask { causal: false, bias: Some(per_token(&hidden, new)) },
+        )
     };
     assert_near(&out, &expected, DType::F32);
     let mut again = out.clone();
-    cache.attend(0, &query, &mut again, 0.3, &causal, &Inline).unwrap();
+    cache.attend(0, &query, &mut again, 0.3, &mask, &Inline).unwrap();
     assert_eq!(out, again, "threads change no bit");
 }
 
@@ -97,6 +128,45 @@ proptest! {
         check(&mut cache, &rotary, &row, shape, new, compact);
         feed(&mut fork, &[ids(50, 1)], shape, DType::F32);
         prop_assert!(kept <= crop);
+    }
+}
+
+/// What assisted decoding relies on: guessed tokens get what they would get one by one.
+#[test]
+fn the_tokens_of_a_step_get_what_they_get_one_by_one() {
+    let (rotary, shape) = (rotary(4, false), [2, 8, 6]);
+    // On both sides of a page's end, of the trained window's and of the length that is read whole.
+    for (length, trained, dense_below) in [(704, 700, 0), (704, 0, 701), (710, 10_000, 0)] {
+        let rows = [ids(length, 3), ids(length, 5)];
+        let selection = Selection { dense_below, ..selection(6, trained) };
+        let mut cache = cache(&rotary, store(), Some(selection));
+        feed(&mut cache, &rows, shape, DType::Bf16);
+        let new = 7;
+        let queries = query(2, 4, new, 8);
+        // The second row is padded.
+        let hidden: Vec<f32> = (0..2 * length)
+            .map(|at| if (length..length + 9).contains(&at) { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        let padding =
+            |len: usize| Bias { values: &hidden, shape: [2, 1, len], batch_stride: length, token_stride: 0 };
+        let mut together = Tensor::new(2, 4, new, 6, DType::F32);
+        let mask = Mask { causal: true, bias: Some(padding(length)) };
+        cache.attend(0, &queries, &mut together, 0.5, &mask, &Pool::new(2)).unwrap();
+        for token in 0..new {
+            let mut fork = cache.fork().unwrap();
+            fork.crop(length - new + 1 + token);
+            let mut alone = Tensor::new(2, 4, 1, 6, DType::F32);
+            let mask = Mask { causal: true, bias: Some(padding(length - new + 1 + token)) };
+            fork.attend(0, &part(&queries, &[token]), &mut alone, 0.5, &mask, &Pool::new(2)).unwrap();
+            let together = part(&together, &[token]);
+            if length - new + 1 + token > dense_below {
+                assert_eq!(together, alone, "token {token} of {length}, trained {trained}");
+            }
+            for index in 0..2 * 4 * 6 {
+                let [a, b] = [&together, &alone].map(|out| DType::F32.read(&out.bytes, index));
+                assert!((a - b).abs() < 1e-5, "token {token} of {length}, trained {trained}: {a} {b}");
+            }
+        }
     }
 }
 
