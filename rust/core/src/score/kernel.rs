@@ -4,19 +4,17 @@
 #![expect(clippy::inline_always, reason = "what is not inlined is compiled without the instructions")]
 #![expect(clippy::needless_range_loop, reason = "indices below constants unroll into registers")]
 
-use super::summary::Places;
-use super::{BLOCK_TOKENS, RANK, Summary, scalar};
+use super::summary::{Frame, Places, Queries};
+use super::{BLOCK_TOKENS, Summary, scalar};
 use crate::simd::{Bytes, SimdLevel, dispatch, exp_vector};
 
 /// Rows that are worked on together, at most.
 const ROWS: usize = 4;
-/// Blocks that are taken through a step together.
-const BATCH: usize = 8;
+/// Summaries from the one at hand to the one that is asked for.
+const AHEAD: usize = 8;
 /// Up to here scores are taken relative to their bound, which costs no search for the largest:
 /// the smallest weight, e^-80, is still a normal number.
 pub(super) const BOUND_MAX: f32 = 40.0;
-/// Ranks with the padding of an odd one: coefficients come in pairs.
-pub(super) const RANKS: usize = RANK.next_multiple_of(2);
 
 /// Estimated attention masses of N blocks for R rows, each (R, N) with rows `stride` floats
 /// apart: a mass is `sum * e^at`, un-normalised.
@@ -44,8 +42,7 @@ pub(super) struct Blocks<'a> {
 dispatch! {
     fn estimate_vectors(
         blocks: Blocks<'_>,
-        query: &[f32],
-        rows: usize,
+        queries: &Queries,
         masses: &mut Masses<'_>,
     ) -> () => estimate_rows;
 }
@@ -90,13 +87,13 @@ pub fn weigh_at(level: SimdLevel, at: &[f32], sum: &mut [f32], reference: f32) -
 
 /// Estimates what mass R query rows give each of N blocks of one KV head.
 ///
-/// `query` is (R, [`Summary::query_floats`]), scaled, and turned to the position that the
-/// blocks' keys are relative to; `blocks` is N summaries one after the other.
+/// The queries are scaled, and turned to the position that the blocks' keys are relative to; `blocks` is
+/// N summaries one after the other.
 ///
 /// # Panics
 /// When a slice does not have its size.
-pub fn estimate(summary: &Summary, query: &[f32], rows: usize, blocks: &[u8], masses: &mut Masses<'_>) {
-    estimate_at(SimdLevel::detect(), summary, query, rows, blocks, masses);
+pub fn estimate(summary: &Summary, queries: &Queries, blocks: &[u8], masses: &mut Masses<'_>) {
+    estimate_at(SimdLevel::detect(), summary, queries, blocks, masses);
 }
 
 /// [`estimate`] with the instructions of `level`, or of the best one below it.
@@ -106,17 +103,17 @@ pub fn estimate(summary: &Summary, query: &[f32], rows: usize, blocks: &[u8], ma
 pub fn estimate_at(
     level: SimdLevel,
     summary: &Summary,
-    query: &[f32],
-    rows: usize,
+    queries: &Queries,
     blocks: &[u8],
     masses: &mut Masses<'_>,
 ) {
-    let blocks = checked(summary, blocks);
-    assert_eq!(query.len(), rows * summary.query_floats(), "query of {rows} rows");
+    let (blocks, rows) = (checked(summary, blocks), queries.rows());
+    assert_eq!(queries.whole.len(), rows * summary.key_padded(), "queries of another summary");
+    assert_eq!(queries.quads.len(), rows * summary.quads(), "queries of another summary");
     let reach = (rows.max(1) - 1) * masses.stride + blocks.count;
     assert!(masses.stride >= blocks.count && masses.at.len().min(masses.sum.len()) >= reach, "masses");
-    if estimate_vectors(level.available(), blocks, query, rows, masses).is_none() {
-        scalar::estimate(blocks, query, rows, masses);
+    if estimate_vectors(level.available(), blocks, queries, masses).is_none() {
+        scalar::estimate(blocks, queries, masses);
     }
 }
 
@@ -127,16 +124,16 @@ fn checked<'a>(summary: &'a Summary, bytes: &'a [u8]) -> Blocks<'a> {
 }
 
 #[inline(always)]
-fn estimate_rows<S: Bytes>(simd: S, blocks: Blocks<'_>, query: &[f32], rows: usize, masses: &mut Masses<'_>) {
-    let mut row = 0;
+fn estimate_rows<S: Bytes>(simd: S, blocks: Blocks<'_>, queries: &Queries, masses: &mut Masses<'_>) {
+    let (mut row, rows) = (0, queries.rows());
     while row < rows {
         // SAFETY: lengths were checked; `row` and those after it are below `rows`.
         row += unsafe {
             match rows - row {
-                1 => estimate_some::<S, 1>(simd, blocks, query, row, masses),
-                2 => estimate_some::<S, 2>(simd, blocks, query, row, masses),
-                3 => estimate_some::<S, 3>(simd, blocks, query, row, masses),
-                _ => estimate_some::<S, ROWS>(simd, blocks, query, row, masses),
+                1 => estimate_some::<S, 1>(simd, blocks, queries, row, masses),
+                2 => estimate_some::<S, 2>(simd, blocks, queries, row, masses),
+                3 => estimate_some::<S, 3>(simd, blocks, queries, row, masses),
+                _ => estimate_some::<S, ROWS>(simd, blocks, queries, row, masses),
             }
         };
     }
@@ -145,130 +142,107 @@ fn estimate_rows<S: Bytes>(simd: S, blocks: Blocks<'_>, query: &[f32], rows: usi
 /// R rows against all blocks; returns R.
 ///
 /// # Safety
-/// Query and masses have rows `row..row + R`, and the blocks their count of summaries.
+/// Queries and masses have rows `row..row + R`, and the blocks their count of summaries.
 #[inline(always)]
 unsafe fn estimate_some<S: Bytes, const R: usize>(
     simd: S,
     blocks: Blocks<'_>,
-    query: &[f32],
+    queries: &Queries,
     row: usize,
     masses: &mut Masses<'_>,
 ) -> usize {
-    let stride = blocks.summary.query_floats();
+    let mut frames = [queries.frames[row]; R];
+    frames.copy_from_slice(&queries.frames[row..row + R]);
     // SAFETY: the caller's.
-    let query = unsafe { query.as_ptr().add(row * stride) };
-    let summary = |block: usize| &blocks.bytes[block * blocks.places.len..][..blocks.places.len];
-    let mut parts = [([0.0; R], [[0.0; RANKS]; R]); BATCH];
-    let mut first = 0;
-    while first < blocks.count {
-        // One step for a few blocks before the next one: each step is a long chain of its own, and
-        // only those of different blocks overlap.
-        let count = BATCH.min(blocks.count - first);
-        for (part, block) in parts[..count].iter_mut().zip(first..) {
-            let bytes = summary(block);
-            // The next ones are asked for early: they are read once, in order.
-            for line in 0..3 {
-                simd.prefetch(bytes.as_ptr().wrapping_add(BATCH * blocks.places.len + 64 * line));
-            }
-            let scales = Summary::scales(&blocks.places, bytes);
-            // SAFETY: the caller's; a summary has all its places.
-            *part = unsafe { project::<S, R>(simd, blocks, bytes, query, stride, &scales) };
+    let whole = unsafe { queries.whole.as_ptr().add(row * blocks.summary.key_padded()) };
+    // SAFETY: as above.
+    let quads = unsafe { queries.quads.as_ptr().add(row * blocks.summary.quads()) };
+    for block in 0..blocks.count {
+        let bytes = &blocks.bytes[block * blocks.places.len..][..blocks.places.len];
+        // The next ones are asked for early: they are read once, in order.
+        for line in 0..3 {
+            simd.prefetch(bytes.as_ptr().wrapping_add(AHEAD * blocks.places.len + 64 * line));
         }
-        for ((centre, along), block) in parts[..count].iter().zip(first..) {
-            let place = blocks.places.coefficients;
-            // SAFETY: as above.
-            let (reference, sum) = unsafe { log_sum_exps(simd, summary(block), place, along) };
-            for r in 0..R {
-                masses.at[(row + r) * masses.stride + block] = centre[r] + reference[r];
-                masses.sum[(row + r) * masses.stride + block] = sum[r];
-            }
+        let scales = Summary::scales(&blocks.places, bytes);
+        // SAFETY: the caller's; a summary has all its places.
+        let centre = unsafe { centres::<S, R>(simd, blocks, bytes, whole) };
+        // SAFETY: as above.
+        let (reference, sum) =
+            unsafe { log_sum_exps::<S, R>(simd, blocks, bytes, quads, &frames, scales[1]) };
+        for r in 0..R {
+            masses.at[(row + r) * masses.stride + block] = centre[r] * scales[0] + reference[r];
+            masses.sum[(row + r) * masses.stride + block] = sum[r];
         }
-        first += count;
     }
     R
 }
 
-/// The products of R query rows with a block's mean key, and with each basis row.
+/// The products of R query rows with a block's mean key, in steps.
 ///
 /// # Safety
-/// `query` is valid for R rows `stride` floats apart, `bytes` is one summary.
+/// `whole` is valid for R padded rows, `bytes` is one summary.
 #[inline(always)]
-unsafe fn project<S: Bytes, const R: usize>(
+unsafe fn centres<S: Bytes, const R: usize>(
     simd: S,
     blocks: Blocks<'_>,
     bytes: &[u8],
-    query: *const f32,
-    stride: usize,
-    scales: &[f32; RANK + 1],
-) -> ([f32; R], [[f32; RANKS]; R]) {
-    let (whole, half) = (blocks.summary.key_padded(), blocks.summary.slow_padded() / 2);
-    let mut sums = [[simd.splat(0.0); 4]; R];
-    let mut d = 0;
+    whole: *const f32,
+) -> [f32; R] {
+    let (stride, half) = (blocks.summary.key_padded(), blocks.summary.key_padded() / 2);
+    let mut sums = [simd.splat(0.0); ROWS];
+    let mut j = 0;
     // SAFETY: the caller's; padding makes every row whole vectors of bytes and of floats.
     unsafe {
-        while d < whole {
-            let mean = simd.load_i8(bytes.as_ptr().add(d));
+        while j < half {
+            let (low, high) = simd.load_nibbles(bytes.as_ptr().add(j));
             for r in 0..R {
-                sums[r][0] = simd.fma(simd.load_f32(query.add(r * stride + d).cast()), mean, sums[r][0]);
+                let at = whole.add(r * stride + j);
+                let sum = simd.fma(simd.load_f32(at.cast()), low, sums[r]);
+                sums[r] = simd.fma(simd.load_f32(at.add(half).cast()), high, sum);
             }
-            d += S::LANES;
-        }
-        for rank in 0..RANK {
-            let basis = bytes.as_ptr().add(blocks.places.basis + rank * half);
-            let mut j = 0;
-            while j < half {
-                let (low, high) = simd.load_nibbles(basis.add(j));
-                for r in 0..R {
-                    let slow = query.add(r * stride + whole + j);
-                    let sum = simd.fma(simd.load_f32(slow.cast()), low, sums[r][1 + rank]);
-                    sums[r][1 + rank] = simd.fma(simd.load_f32(slow.add(half).cast()), high, sum);
-                }
-                j += S::LANES;
-            }
+            j += S::LANES;
         }
     }
-    let (mut centre, mut along) = ([0.0; R], [[0.0; RANKS]; R]);
-    for r in 0..R {
-        let mut lanes = [0.0_f32; 4];
-        // SAFETY: four floats.
-        unsafe { simd.store_sums(lanes.as_mut_ptr(), sums[r]) };
-        centre[r] = lanes[0] * scales[0];
-        for rank in 0..RANK {
-            along[r][rank] = lanes[1 + rank] * scales[1 + rank];
-        }
-    }
-    (centre, along)
+    let (mut lanes, mut centre) = ([0.0_f32; ROWS], [0.0; R]);
+    // SAFETY: four floats.
+    unsafe { simd.store_sums(lanes.as_mut_ptr(), sums) };
+    centre.copy_from_slice(&lanes[..R]);
+    centre
 }
 
 /// For R rows, what a block's 16 scores about its mean's are relative to, and the sum of
 /// `e^(score - reference)`.
 ///
 /// # Safety
-/// `bytes` has the coefficients at `place`.
+/// `bytes` is one summary; `quads` is valid for R rows of them.
 #[inline(always)]
 unsafe fn log_sum_exps<S: Bytes, const R: usize>(
     simd: S,
+    blocks: Blocks<'_>,
     bytes: &[u8],
-    place: usize,
-    along: &[[f32; RANKS]; R],
+    quads: *const i32,
+    frames: &[Frame; R],
+    scale: f32,
 ) -> ([f32; R], [f32; R]) {
     let mut scores = [[simd.splat(0.0); BLOCK_TOKENS / 4]; R];
     let parts = BLOCK_TOKENS / S::LANES;
     for part in 0..parts {
-        for pair in 0..RANKS / 2 {
-            // SAFETY: the caller's.
-            let at = unsafe { bytes.as_ptr().add(place + pair * BLOCK_TOKENS + part * S::LANES) };
-            // SAFETY: as above.
-            let (even, odd) = unsafe { simd.load_nibbles(at) };
-            for r in 0..R {
-                let score = simd.fma(even, simd.splat(along[r][2 * pair]), scores[r][part]);
-                scores[r][part] = simd.fma(odd, simd.splat(along[r][2 * pair + 1]), score);
-            }
+        let first = part * S::LANES;
+        // SAFETY: the caller's.
+        let sums = unsafe { products::<S, R>(simd, blocks, bytes, quads, first) };
+        // SAFETY: a summary has the scales of 16 tokens.
+        let steps = unsafe {
+            let at = bytes.as_ptr().add(blocks.places.residuals + blocks.places.parts.scales);
+            simd.add(simd.load_some_nibbles(at, first), simd.splat(1.0))
+        };
+        for r in 0..R {
+            let about = simd.add(sums[r], simd.splat(-frames[r].middle));
+            scores[r][part] = simd.mul(about, simd.mul(steps, simd.splat(frames[r].step * scale)));
         }
     }
     let (mut reference, mut sums) = ([0.0; R], [simd.splat(0.0); ROWS]);
     for r in 0..R {
-        reference[r] = bound(&along[r]);
+        reference[r] = bound(&frames[r], scale);
         if reference[r].is_nan() || reference[r] > BOUND_MAX {
             let mut max = simd.splat(f32::NEG_INFINITY);
             for part in 0..parts {
@@ -288,14 +262,57 @@ unsafe fn log_sum_exps<S: Bytes, const R: usize>(
     (reference, sum)
 }
 
+/// The sums of R rows' products with the codes of `LANES` tokens from `first` on.
+///
+/// # Safety
+/// As [`log_sum_exps`].
+#[inline(always)]
+unsafe fn products<S: Bytes, const R: usize>(
+    simd: S,
+    blocks: Blocks<'_>,
+    bytes: &[u8],
+    quads: *const i32,
+    first: usize,
+) -> [S::Floats; R] {
+    let Places { residuals, parts, .. } = blocks.places;
+    let stride = blocks.summary.quads();
+    let mut sums = [simd.no_products(); R];
+    let mut quad = 0;
+    // SAFETY: the caller's.
+    unsafe {
+        let codes = bytes.as_ptr().add(residuals);
+        for group in 0..parts.words {
+            let words = simd.load_words(codes.add((group * BLOCK_TOKENS + first) * 4));
+            for k in 0..4 {
+                let codes = simd.quad(words, k);
+                for r in 0..R {
+                    sums[r] = simd.add_products(sums[r], codes, *quads.add(r * stride + quad));
+                }
+                quad += 1;
+            }
+        }
+        if parts.half {
+            let words = simd.load_half_words(codes.add(parts.words * BLOCK_TOKENS * 4 + first * 2));
+            for k in 0..2 {
+                let codes = simd.quad(words, k);
+                for r in 0..R {
+                    sums[r] = simd.add_products(sums[r], codes, *quads.add(r * stride + quad));
+                }
+                quad += 1;
+            }
+        }
+    }
+    let mut floats = [simd.splat(0.0); R];
+    for r in 0..R {
+        floats[r] = simd.products(sums[r]);
+    }
+    floats
+}
+
 /// The largest that a score about the mean's can be.
 #[inline(always)]
-pub(super) fn bound(along: &[f32; RANKS]) -> f32 {
-    let mut sum = 0.0;
-    for along in along {
-        sum += along.abs();
-    }
-    sum * 8.0
+pub(super) fn bound(frame: &Frame, scale: f32) -> f32 {
+    frame.reach * frame.step * scale * BLOCK_TOKENS as f32
 }
 
 #[inline(always)]

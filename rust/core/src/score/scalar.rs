@@ -1,9 +1,10 @@
 //! The reference: the kernels' formulas as plain loops.
 
 use super::directions::DIRECTIONS;
-use super::kernel::{BOUND_MAX, Blocks, Masses, RANKS, bound};
+use super::kernel::{BOUND_MAX, Blocks, Masses, bound};
 use super::sketch::{Coefficients, SPREAD_MAX};
-use super::{BLOCK_TOKENS, RANK, Summary};
+use super::summary::Queries;
+use super::{BLOCK_TOKENS, Summary};
 use crate::simd::exp;
 
 fn nibbles(byte: u8) -> (f32, f32) {
@@ -11,34 +12,33 @@ fn nibbles(byte: u8) -> (f32, f32) {
 }
 
 /// See [`super::estimate`]; lengths were checked there.
-pub(super) fn estimate(blocks: Blocks<'_>, query: &[f32], rows: usize, masses: &mut Masses<'_>) {
+pub(super) fn estimate(blocks: Blocks<'_>, queries: &Queries, masses: &mut Masses<'_>) {
     let Blocks { summary, places, .. } = blocks;
-    let (whole, half) = (summary.key_padded(), summary.slow_padded() / 2);
-    for (row, query) in query.chunks_exact(summary.query_floats()).enumerate().take(rows) {
-        let (query, slow) = query.split_at(whole);
+    let (whole, half) = (summary.key_padded(), summary.key_padded() / 2);
+    for (row, frame) in queries.frames.iter().enumerate() {
+        let query = &queries.whole[row * whole..][..whole];
+        let quads = &queries.quads[row * summary.quads()..][..summary.quads()];
         for (block, bytes) in blocks.bytes.chunks_exact(places.len).enumerate() {
             let scales = Summary::scales(&places, bytes);
-            let mean = query.iter().zip(bytes).map(|(q, byte)| q * f32::from(byte.cast_signed()));
-            let centre = mean.sum::<f32>() * scales[0];
-            let mut along = [0.0_f32; RANKS];
-            for rank in 0..RANK {
-                for (j, byte) in bytes[places.basis + rank * half..][..half].iter().enumerate() {
-                    let (low, high) = nibbles(*byte);
-                    along[rank] += slow[j] * low + slow[half + j] * high;
-                }
-                along[rank] *= scales[1 + rank];
+            let mut centre = 0.0;
+            for (j, byte) in bytes[..half].iter().enumerate() {
+                let (low, high) = nibbles(*byte);
+                centre += query[j] * low + query[half + j] * high;
             }
-            let mut scores = [0.0_f32; BLOCK_TOKENS];
-            for pair in 0..RANKS / 2 {
-                let bytes = &bytes[places.coefficients + pair * BLOCK_TOKENS..][..BLOCK_TOKENS];
-                for (score, byte) in scores.iter_mut().zip(bytes) {
-                    let (even, odd) = nibbles(*byte);
-                    *score += even * along[2 * pair] + odd * along[2 * pair + 1];
+            let codes = &bytes[places.residuals..places.scales];
+            let scores: [f32; BLOCK_TOKENS] = std::array::from_fn(|token| {
+                let mut sum = 0;
+                for (elements, quad) in places.parts.quads().zip(quads) {
+                    for (element, byte) in elements.into_iter().zip(quad.to_le_bytes()) {
+                        sum += places.parts.code(codes, token, element) * i32::from(byte.cast_signed());
+                    }
                 }
-            }
-            let bound = bound(&along);
+                let step = places.parts.scale_steps(codes, token) * (frame.step * scales[1]);
+                (sum as f32 - frame.middle) * step
+            });
+            let bound = bound(frame, scales[1]);
             let reference = if bound <= BOUND_MAX { bound } else { largest(&scores) };
-            masses.at[row * masses.stride + block] = centre + reference;
+            masses.at[row * masses.stride + block] = centre * scales[0] + reference;
             masses.sum[row * masses.stride + block] = scores.iter().map(|score| exp(score - reference)).sum();
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! means      DIRECTIONS x N signed bytes: the blocks' mean keys
-//! spreads    DIRECTIONS x N signed bytes: what the blocks' keys differ by, along the first of their basis
+//! spreads    DIRECTIONS x N signed bytes: what the blocks' keys differ by, along their main direction
 //! frames     per direction, as float32: the middle and the step of its means, the step of its spreads
 //! ```
 //!

@@ -1,30 +1,30 @@
 //! The bytes that stand for one block of one KV head.
 //!
 //! ```text
-//! mean key       D as signed bytes, padded to 16
-//! basis          RANK x L nibbles: byte j holds element j (low) and j + L/2 (high), each plus 8
-//! coefficients   RANK x 16 nibbles: byte t of a pair of ranks holds token t of both, each plus 8
-//! scales         float16: mean key, RANK x (basis times coefficient)
+//! mean key     D nibbles: byte j holds element j (low) and j + D/2 (high), each plus 8; D padded to 32
+//! residuals    what the slow elements differ by from the mean: see [`super::residuals`]
+//! scales       float16: mean key, residuals
 //! ```
 //!
-//! A key of the block is about `mean + sum_r c[t][r] * basis[r]`. What is not finite makes its
-//! scale a NaN, and every estimate that needs it with it.
+//! What is not finite makes its scale a NaN, and every estimate that needs it with it.
 
-use super::{BLOCK_TOKENS, RANK};
+use super::BLOCK_TOKENS;
+use super::residuals::{Parts, QUAD, Residuals, turn};
 use crate::dtype::{f16_to_f32, f32_to_f16};
 use crate::rotary::Rotary;
 
-/// Elements of one vector row are padded to this, so that every vector length divides it.
-const BYTES_PAD: usize = 16;
+/// Elements of a mean are padded to this, so that every vector length divides half of it.
+const MEAN_PAD: usize = 32;
 /// Steps of the power iteration; the gap between eigenvalues decides how close it gets, and
-/// a basis a little off costs a little accuracy, nothing else.
+/// a direction a little off costs a little accuracy, nothing else.
 const POWER_STEPS: usize = 8;
-/// Keys of few elements get the low-rank part over all of them.
-const FEW_ELEMENTS: usize = 32;
+/// Keys of few elements get residuals over all of them.
+const FEW_ELEMENTS: usize = 24;
+/// Scales of a summary.
+const SCALES: usize = 2;
 
-/// The elements of a key that get the low-rank part: the half that turns slowest, ascending.
-/// The fast half differs between the tokens of a block in too many directions for a few of
-/// them to help (docs/selection.md).
+/// The elements of a key whose residuals are kept: the three eighths that turn slowest, ascending.
+/// The others tell less for their bytes (docs/selection.md).
 pub fn slow_elements(rotary: &Rotary, key_dim: usize) -> Vec<usize> {
     let pairs = rotary.inv_freq.len();
     let frequency = |element: usize| {
@@ -33,7 +33,7 @@ pub fn slow_elements(rotary: &Rotary, key_dim: usize) -> Vec<usize> {
     };
     let mut elements: Vec<usize> = (0..key_dim).collect();
     elements.sort_by(|a, b| frequency(*a).total_cmp(&frequency(*b)));
-    elements.truncate((key_dim / 2).max(FEW_ELEMENTS));
+    elements.truncate((key_dim * 3 / 8).max(FEW_ELEMENTS));
     elements.sort_unstable();
     elements
 }
@@ -43,25 +43,56 @@ pub fn slow_elements(rotary: &Rotary, key_dim: usize) -> Vec<usize> {
 pub struct Summary {
     key_dim: usize,
     slow: Vec<usize>,
+    residuals: Residuals,
 }
 
 /// Where the parts are, in bytes from the start of a summary.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
-    pub(super) basis: usize,
-    pub(super) coefficients: usize,
+    pub(super) residuals: usize,
+    pub(super) parts: Parts,
     pub(super) scales: usize,
     pub(super) len: usize,
 }
 
+/// Query rows as [`super::estimate`] takes them.
+#[derive(Debug, Default)]
+pub struct Queries {
+    /// (R, D padded).
+    pub(super) whole: Vec<f32>,
+    /// (R, L / 4): four signed bytes of the turned slow elements each, in the order of the quads.
+    pub(super) quads: Vec<i32>,
+    /// (R).
+    pub(super) frames: Vec<Frame>,
+}
+
+/// What the sums of a query row's products with codes stand for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame {
+    /// One unit of the bytes.
+    pub(super) step: f32,
+    /// The sum with the middle of the codes, in units.
+    pub(super) middle: f32,
+    /// The most that a sum can be about it, in units.
+    pub(super) reach: f32,
+}
+
+impl Queries {
+    /// R.
+    pub fn rows(&self) -> usize {
+        self.frames.len()
+    }
+}
+
 impl Summary {
-    /// For keys of `key_dim` elements, of which the `slow` ones get the low-rank part.
+    /// For keys of `key_dim` elements, of which the `slow` ones get residuals.
     ///
     /// # Panics
     /// When an element is not one of a key.
     pub fn new(key_dim: usize, slow: Vec<usize>) -> Self {
         assert!(slow.iter().all(|element| *element < key_dim), "elements {slow:?} of {key_dim}");
-        Self { key_dim, slow }
+        let residuals = Residuals::new(slow.len());
+        Self { key_dim, slow, residuals }
     }
 
     /// D.
@@ -70,20 +101,19 @@ impl Summary {
     }
 
     /// D with its padding.
-    pub fn key_padded(&self) -> usize {
-        self.key_dim.next_multiple_of(BYTES_PAD)
+    pub(super) fn key_padded(&self) -> usize {
+        self.key_dim.next_multiple_of(MEAN_PAD)
     }
 
-    /// L with its padding.
-    pub fn slow_padded(&self) -> usize {
-        self.slow.len().next_multiple_of(2 * BYTES_PAD)
+    /// Quads of a query row.
+    pub(super) fn quads(&self) -> usize {
+        self.residuals.len() / QUAD
     }
 
     pub(super) fn places(&self) -> Places {
-        let basis = self.key_padded();
-        let coefficients = basis + RANK * self.slow_padded() / 2;
-        let scales = coefficients + RANK.div_ceil(2) * BLOCK_TOKENS;
-        Places { basis, coefficients, scales, len: scales + 2 * (RANK + 1) }
+        let residuals = self.key_padded() / 2;
+        let scales = residuals + self.residuals.len_bytes();
+        Places { residuals, parts: self.residuals.parts(), scales, len: scales + 2 * SCALES }
     }
 
     /// Bytes of one summary.
@@ -91,23 +121,43 @@ impl Summary {
         self.places().len
     }
 
-    /// Floats of one query row as [`super::estimate`] wants it.
-    pub fn query_floats(&self) -> usize {
-        self.key_padded() + self.slow_padded()
-    }
-
-    /// Writes one query row, (D), as (D padded, then L padded): its elements, then the slow ones again.
+    /// Brings query rows, (R, D), into the form that [`super::estimate`] takes.
     ///
     /// # Panics
-    /// When `into` is not [`Summary::query_floats`] long, or `query` shorter than D.
-    pub fn arrange_query(&self, query: &[f32], into: &mut [f32]) {
-        let (whole, slow) = into.split_at_mut(self.key_padded());
-        whole[..self.key_dim].copy_from_slice(&query[..self.key_dim]);
-        whole[self.key_dim..].fill(0.0);
-        for (into, element) in slow.iter_mut().zip(&self.slow) {
-            *into = query[*element];
+    /// When `queries` is not whole rows.
+    pub fn arrange(&self, queries: &[f32], into: &mut Queries) {
+        let dim = self.key_dim.max(1);
+        assert!(queries.len().is_multiple_of(dim), "{} elements of rows of {dim}", queries.len());
+        into.whole.clear();
+        into.quads.clear();
+        into.frames.clear();
+        let mut slow = vec![0.0; self.residuals.len()];
+        for query in queries.chunks_exact(dim) {
+            into.whole.extend_from_slice(query);
+            into.whole.resize(into.whole.len().next_multiple_of(self.key_padded()), 0.0);
+            slow.iter_mut().zip(&self.slow).for_each(|(into, element)| *into = query[*element]);
+            slow[self.slow.len()..].fill(0.0);
+            turn(&mut slow);
+            into.frames.push(self.arrange_slow(&slow, &mut into.quads));
         }
-        slow[self.slow.len()..].fill(0.0);
+    }
+
+    fn arrange_slow(&self, slow: &[f32], quads: &mut Vec<i32>) -> Frame {
+        // Sums of products with codes of up to 3 are of 16 bits, in two halves.
+        let most = (f32::from(i16::MAX) / (2.0 * 3.0 * self.quads() as f32)).floor().min(127.0);
+        let largest = slow.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let is_finite = slow.iter().all(|x| x.is_finite());
+        let step = if is_finite { largest / most } else { f32::NAN };
+        let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+        let byte = |element: usize| (slow[element] * inverse).round() as i8;
+        let (mut sum, mut absolute) = (0.0, 0.0);
+        for elements in self.residuals.parts().quads() {
+            let bytes = elements.map(byte);
+            quads.push(i32::from_le_bytes(bytes.map(i8::cast_unsigned)));
+            sum += bytes.iter().map(|byte| f32::from(*byte)).sum::<f32>();
+            absolute += bytes.iter().map(|byte| f32::from(*byte).abs()).sum::<f32>();
+        }
+        Frame { step, middle: 1.5 * sum, reach: 1.5 * absolute }
     }
 
     /// Summarises a block of (16, D) keys.
@@ -118,14 +168,24 @@ impl Summary {
         let places = self.places();
         assert_eq!(keys.len(), BLOCK_TOKENS * self.key_dim, "keys of a block");
         assert_eq!(out.len(), places.len, "bytes of a summary");
-        out.fill(0);
-        let mut scales = [0.0_f32; RANK + 1];
-        let mean = mean_row(keys, self.key_dim);
-        let steps = quantise::<127>(&mean, &mut scales[0]);
-        for (byte, step) in out.iter_mut().zip(&steps) {
-            *byte = (*step as i8).cast_unsigned();
+        let mut scales = [0.0_f32; SCALES];
+        let mut mean = mean_row(keys, self.key_dim);
+        let steps = quantise::<7>(&mean, &mut scales[0]);
+        pack_row(&steps, &mut out[..places.residuals]);
+        mean.iter_mut().zip(&steps).for_each(|(mean, step)| *mean = *step as f32 * scales[0]);
+        let mut rows = vec![0.0; BLOCK_TOKENS * self.residuals.len()];
+        for (row, key) in
+            rows.chunks_exact_mut(self.residuals.len()).zip(keys.chunks_exact(self.key_dim.max(1)))
+        {
+            row.iter_mut().zip(&self.slow).for_each(|(x, element)| *x = key[*element] - mean[*element]);
+            turn(row);
         }
-        self.encode_low_rank(keys, &mean, &places, &mut scales[1..=RANK], out);
+        let codes = &mut out[places.residuals..places.scales];
+        let is_finite = rows.iter().all(|x| x.is_finite());
+        scales[1] = self.residuals.encode(&rows, |scale| f16_to_f32(f32_to_f16(scale)), codes);
+        if !is_finite || !scales[1].is_finite() {
+            scales[1] = f32::NAN;
+        }
         for (bytes, scale) in out[places.scales..].chunks_exact_mut(2).zip(scales) {
             bytes.copy_from_slice(&f32_to_f16(scale).to_le_bytes());
         }
@@ -134,65 +194,40 @@ impl Summary {
     /// The mean key, (D), of a summary.
     pub(super) fn decode_mean(&self, bytes: &[u8], into: &mut [f32]) {
         let scale = Self::scales(&self.places(), bytes)[0];
-        for (into, byte) in into.iter_mut().zip(bytes) {
-            *into = f32::from(byte.cast_signed()) * scale;
+        let half = self.key_padded() / 2;
+        for (index, into) in into.iter_mut().enumerate() {
+            let byte = bytes[index % half] >> (index / half * 4);
+            *into = (f32::from(byte & 15) - 8.0) * scale;
         }
     }
 
-    /// The root mean square, (D), of what the keys of a summary differ by along the first of its basis.
+    /// The root mean square, (D), of what the keys of a summary differ by along their main direction.
     pub(super) fn decode_spread(&self, bytes: &[u8], into: &mut [f32]) {
-        let (places, half) = (self.places(), self.slow_padded() / 2);
-        let coefficients = &bytes[places.coefficients..][..BLOCK_TOKENS];
-        let squares: f32 = coefficients.iter().map(|byte| low_half(*byte).powi(2)).sum();
-        let scale = Self::scales(&places, bytes)[1] * (squares / BLOCK_TOKENS as f32).sqrt();
+        let (places, len) = (self.places(), self.residuals.len());
+        let scale = Self::scales(&places, bytes)[1];
+        let mut rows = vec![0.0; BLOCK_TOKENS * len];
+        self.residuals.decode(&bytes[places.residuals..places.scales], scale, &mut rows);
+        let weights = leading_token_direction(&rows, len);
+        let mut spread = vec![0.0_f32; len];
+        for (row, weight) in rows.chunks_exact(len).zip(weights) {
+            spread.iter_mut().zip(row).for_each(|(spread, x)| *spread += weight * x);
+        }
+        turn(&mut spread);
         into.fill(0.0);
-        for (index, element) in self.slow.iter().enumerate() {
-            let byte = bytes[places.basis + index % half];
-            let step = if index < half { low_half(byte) } else { low_half(byte >> 4) };
-            into[*element] = step * scale;
+        for (x, element) in spread.iter().zip(&self.slow) {
+            into[*element] = x / (BLOCK_TOKENS as f32).sqrt();
         }
     }
 
-    fn encode_low_rank(
-        &self,
-        keys: &[f32],
-        mean: &[f32],
-        places: &Places,
-        scales: &mut [f32],
-        out: &mut [u8],
-    ) {
-        let mut rest: Vec<f32> = Vec::with_capacity(BLOCK_TOKENS * self.slow.len());
-        for row in keys.chunks_exact(self.key_dim) {
-            rest.extend(self.slow.iter().map(|element| row[*element] - mean[*element]));
-        }
-        let half = self.slow_padded() / 2;
-        out[places.coefficients..places.scales].fill(0x88);
-        for (rank, into) in scales.iter_mut().enumerate() {
-            let (basis, coefficients, scale) = leading_part(&mut rest, self.slow.len());
-            *into = scale;
-            let start = places.basis + rank * half;
-            pack_row(&basis, &mut out[start..start + half]);
-            let pair = places.coefficients + rank / 2 * BLOCK_TOKENS;
-            for (byte, coefficient) in out[pair..pair + BLOCK_TOKENS].iter_mut().zip(coefficients) {
-                let nibble = (coefficient + 8) as u8;
-                *byte = if rank % 2 == 0 { *byte & 0xf0 | nibble } else { *byte & 0x0f | nibble << 4 };
-            }
-        }
-    }
-
-    /// The scales of one summary: mean key, each rank.
+    /// The scales of one summary: mean key, residuals.
     #[inline]
-    pub(super) fn scales(places: &Places, summary: &[u8]) -> [f32; RANK + 1] {
-        let mut scales = [0.0; RANK + 1];
+    pub(super) fn scales(places: &Places, summary: &[u8]) -> [f32; SCALES] {
+        let mut scales = [0.0; SCALES];
         for (scale, bytes) in scales.iter_mut().zip(summary[places.scales..].chunks_exact(2)) {
             *scale = f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
         }
         scales
     }
-}
-
-fn low_half(byte: u8) -> f32 {
-    f32::from(byte & 15) - 8.0
 }
 
 fn mean_row(rows: &[f32], dim: usize) -> Vec<f32> {
@@ -225,36 +260,6 @@ fn pack_row(row: &[i32], out: &mut [u8]) {
     for (index, byte) in out.iter_mut().enumerate() {
         *byte = nibble(index) | nibble(index + half) << 4;
     }
-}
-
-/// Takes the leading rank-one part out of `rest`, (16, L): the quantised basis (L), the
-/// quantised coefficients (16) and the product of their scales.
-fn leading_part(rest: &mut [f32], dim: usize) -> (Vec<i32>, [i32; BLOCK_TOKENS], f32) {
-    let left = leading_token_direction(rest, dim);
-    let mut basis = vec![0.0_f32; dim];
-    for (row, weight) in rest.chunks_exact(dim.max(1)).zip(left) {
-        basis.iter_mut().zip(row).for_each(|(basis, element)| *basis += weight * element);
-    }
-    let mut basis_scale = 0.0;
-    let steps = quantise::<7>(&basis, &mut basis_scale);
-    // Coefficients are fitted to the basis as it will be read.
-    let norm: f32 = steps.iter().map(|step| (step * step) as f32).sum();
-    let along = |row: &[f32]| row.iter().zip(&steps).map(|(x, step)| x * *step as f32).sum::<f32>();
-    let mut fitted = [0.0_f32; BLOCK_TOKENS];
-    for (fitted, row) in fitted.iter_mut().zip(rest.chunks_exact(dim.max(1))) {
-        *fitted = if norm > 0.0 { along(row) / norm } else { 0.0 };
-    }
-    let mut scale = 0.0;
-    let coefficients: [i32; BLOCK_TOKENS] =
-        quantise::<7>(&fitted, &mut scale).try_into().unwrap_or([0; BLOCK_TOKENS]);
-    for (row, coefficient) in rest.chunks_exact_mut(dim.max(1)).zip(coefficients) {
-        let weight = coefficient as f32 * scale;
-        row.iter_mut().zip(&steps).for_each(|(x, step)| *x -= weight * *step as f32);
-    }
-    if basis_scale.is_nan() {
-        scale = f32::NAN;
-    }
-    (steps, coefficients, scale)
 }
 
 /// The leading eigenvector of the tokens' Gram matrix, by power iteration.

@@ -11,7 +11,7 @@ use super::telling::SKETCH_CHAPTERS;
 use super::{HeadScratch, Scratch};
 use crate::attend::{Inline, Parallel};
 use crate::rotary::Turns;
-use crate::score::{Budget, Masses, estimate, largest, weigh};
+use crate::score::{Budget, Masses, Queries, estimate, largest, weigh};
 use crate::sync::Mutex;
 
 /// Less than this many blocks are scored on the calling thread.
@@ -25,7 +25,7 @@ thread_local! {
     /// Queries relative to the page at hand.
     static RELATIVE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// The same as the scores take them.
-    static ARRANGED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static ARRANGED: RefCell<Queries> = RefCell::default();
     /// Summaries of blocks that are apart, one after the other.
     static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -183,15 +183,12 @@ impl Scoring<'_> {
 
     /// Estimates the masses of blocks whose page is `page`, or stands in the far place with it.
     fn estimate(&self, head: usize, page: usize, blocks: &[u8], masses: &mut Masses<'_>) {
-        let (floats, summary) = (self.digest.summary.query_floats(), &self.digest.summary);
+        let summary = &self.digest.summary;
         let own = head * self.rows * self.dim..(head + 1) * self.rows * self.dim;
         let mut arranged = |relative: &[f32]| {
             ARRANGED.with_borrow_mut(|arranged| {
-                arranged.resize(self.rows * floats, 0.0);
-                for (row, into) in relative.chunks_exact(self.dim).zip(arranged.chunks_exact_mut(floats)) {
-                    summary.arrange_query(row, into);
-                }
-                estimate(summary, arranged, self.rows, blocks, masses);
+                summary.arrange(relative, arranged);
+                estimate(summary, arranged, blocks, masses);
             });
         };
         if page < self.nearest_far {
