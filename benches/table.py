@@ -1,4 +1,4 @@
-"""The README's table of figures, made from `results/figures.json` so that no number is typed."""
+"""The README's tables, made from `results/figures.json` so that no number is typed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from benches.harness import FIGURES_FILE
 
 README = Path(__file__).parent.parent / "README.md"
-PART = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
+PEERS = ("decode_8k_vs_llamacpp", "decode_32k_vs_llamacpp", "decode_128k_vs_llamacpp")
 
 
 def render() -> str:
@@ -28,12 +28,40 @@ def render() -> str:
     )
 
 
+def render_peers() -> str:
+    """Tokens per second of each peer, and how many times that ours are; then the bytes of the caches."""
+    entries = json.loads(FIGURES_FILE.read_text())
+    measured = [entries[key]["details"] for key in PEERS if key in entries]
+    names = ["ours", *(measured[0]["ratios"] if measured else [])]
+    heads = [f"{one['context'] >> 10}K, tokens/s | cache, MiB" for one in measured]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * (2 * len(heads))]
+    for name in names:
+        cells = [name]
+        for one in measured:
+            ratio = f" (ours {one['ratios'][name]:.3g} times)" if name in one["ratios"] else ""
+            cells += [f"{one['tokens_per_s'][name]:.3g}{ratio}", f"{one['cache_mib'][name]:,}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+PARTS = {"figures": render, "peers": render_peers}
+
+
+def part(name: str) -> re.Pattern[str]:
+    """Where the README has a part."""
+    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+
+
 def write() -> None:
-    """Puts the table into the README."""
-    README.write_text(PART.sub(lambda match: match[1] + render() + match[2], README.read_text()))
+    """Puts the tables into the README."""
+    text = README.read_text()
+    for name, make in PARTS.items():
+        made = make()
+        text = part(name).sub(lambda match, made=made: match[1] + made + match[2], text)
+    README.write_text(text)
 
 
 def is_current() -> bool:
     """Whether the README shows the last measured figures."""
-    match = PART.search(README.read_text())
-    return match is not None and match[0] == f"<!-- figures -->\n{render()}<!-- /figures -->"
+    text = README.read_text()
+    return all(f"<!-- {name} -->\n{make()}<!-- /{name} -->" in text for name, make in PARTS.items())
