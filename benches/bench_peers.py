@@ -9,8 +9,9 @@ its users run. Each peer's steps alternate with ours, and a ratio is of one such
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 
 from benches.bench_decode import load
-from benches.bench_sparse import BUDGET, real_keys, selecting, step_seconds
+from benches.bench_sparse import BUDGET, filled, our_step_seconds, real_keys, selecting, step_seconds
 from benches.harness import NotMeasurableHereError, Result, figure
-from benches.llama_peer import PART, llama_peer
+from benches.llama_peer import PART, LlamaPeer, require_llama
 from benches.texts import token_ids
 
 ROUNDS = 5
@@ -55,15 +56,6 @@ def transformers_caches(model: Any, context: int) -> dict[str, Callable[[], Any]
     }
 
 
-@torch.inference_mode()
-def filled(make: Callable[[], Any], parts: list[tuple[torch.Tensor, torch.Tensor]], context: int) -> Any:
-    cache = make()
-    for index, (keys, values) in enumerate(parts):
-        times = context // keys.shape[2]
-        cache.update(keys.repeat(1, 1, times, 1), values.repeat(1, 1, times, 1), index)
-    return cache
-
-
 def held_bytes(thing: Any, seen: set[int]) -> int:
     """Bytes of all tensors that a cache holds, the inner ones of quantised tensors."""
     if id(thing) in seen:
@@ -89,45 +81,27 @@ def alternate(peer: Peer, step: Callable[[int], float], ours: Callable[[], float
     return peer
 
 
-@contextlib.contextmanager
-def our_steps(model: Any, context: int) -> Iterator[tuple[Callable[[], float], int]]:
-    """Times our steps; and the bytes that the cache has in RAM."""
-    import stratakv
-
-    cache = selecting(model, context)
-
-    def ours() -> float:
-        with stratakv.attach(model):
-            step_seconds(model, cache)
-            return step_seconds(model, cache)
-
-    try:
-        yield ours, cache.stats()["ram"]["used_bytes"]
-    finally:
-        cache.close()
-
-
 @torch.inference_mode()
 def peers_at(context: int) -> tuple[dict[str, Peer], int]:
     """Every peer that is installed, at a context; and the bytes of our cache."""
-    loaded = load("bfloat16")
+    # First: without it there is no figure, and the others take minutes.
+    require_llama()
+    path, loaded = gguf(), load("bfloat16")
     model, parts, peers = loaded.model, real_keys(torch.bfloat16), {}
-    with our_steps(model, context) as (ours, bytes_):
+    with contextlib.closing(selecting(model, context)) as own:
+        ours = functools.partial(our_step_seconds, model, own)
         for name, make in transformers_caches(model, context).items():
             try:
-                cache = filled(make, parts, context)
+                cache = filled(make(), parts, context)
             except ImportError:
                 continue  # An optional library: the table has what was measured.
-
-            def step(steps: int, cache: Any = cache) -> float:
-                return step_seconds(model, cache, steps, crop=False)
-
+            step = functools.partial(step_seconds, model, cache, crop=False)
             peers[name] = alternate(Peer(held_bytes(cache, set())), step, ours)
-            del cache
-        with llama_peer(str(gguf()), context, torch.get_num_threads()) as llama:
+            del cache, step
+        with contextlib.closing(LlamaPeer(str(path), context, torch.get_num_threads())) as llama:
             llama.fill(token_ids(loaded.tokenizer, PART), context)
             peers["llama.cpp q8_0"] = alternate(Peer(llama.cache_bytes()), llama.step_seconds, ours)
-    return peers, bytes_
+        return peers, own.stats()["ram"]["used_bytes"]
 
 
 def gguf() -> Path:
@@ -159,37 +133,18 @@ PEER = "llama.cpp, the same file's 4-bit weights, q8_0 cache, flash attention; o
 LIMIT = "one read of our bfloat16 weights, 2.7 times the bytes of its; its read of the whole cache besides"
 
 
-@figure(
-    "decode_8k_vs_llamacpp",
-    "decoding at 8K context, budget 1024, beside llama.cpp",
-    unit="times llama.cpp's tokens/s",
-    target=None,
-    peer=PEER,
-    limit=LIMIT,
-)
-def decode_8k_vs_llamacpp() -> Result:
-    return against_llama(8 << 10)
+def register(context: int) -> None:
+    @figure(
+        f"decode_{context >> 10}k_vs_llamacpp",
+        f"decoding at {context >> 10}K context, budget {BUDGET}, beside llama.cpp",
+        unit="times llama.cpp's tokens/s",
+        target=None,
+        peer=PEER,
+        limit=LIMIT,
+    )
+    def vs_llamacpp() -> Result:
+        return against_llama(context)
 
 
-@figure(
-    "decode_32k_vs_llamacpp",
-    "decoding at 32K context, budget 1024, beside llama.cpp",
-    unit="times llama.cpp's tokens/s",
-    target=None,
-    peer=PEER,
-    limit=LIMIT,
-)
-def decode_32k_vs_llamacpp() -> Result:
-    return against_llama(32 << 10)
-
-
-@figure(
-    "decode_128k_vs_llamacpp",
-    "decoding at 128K context, budget 1024, beside llama.cpp",
-    unit="times llama.cpp's tokens/s",
-    target=None,
-    peer=PEER,
-    limit=LIMIT,
-)
-def decode_128k_vs_llamacpp() -> Result:
-    return against_llama(128 << 10)
+for _context in (8 << 10, 32 << 10, 128 << 10):
+    register(_context)

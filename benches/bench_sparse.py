@@ -268,24 +268,35 @@ def real_keys(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(keys.to(dtype), values.to(dtype)) for keys, values in parts]
 
 
+@torch.inference_mode()
+def filled(cache: Any, parts: list[tuple[torch.Tensor, torch.Tensor]], context: int) -> Any:
+    """A transformers cache with the real keys and values repeated."""
+    for index, (keys, values) in enumerate(parts):
+        times = context // keys.shape[2]
+        cache.update(keys.repeat(1, 1, times, 1), values.repeat(1, 1, times, 1), index)
+    return cache
+
+
+def our_step_seconds(model: Any, cache: Any) -> float:
+    """Seconds of one step of an attached cache, after as many that bring it back to the processor."""
+    import stratakv
+
+    with stratakv.attach(model):
+        step_seconds(model, cache)
+        return step_seconds(model, cache)
+
+
 def decode_ratio(context: int, dtype: str) -> Result:
     """Steps of `DynamicCache` and of a selecting cache, in turns."""
     from transformers import DynamicCache
 
-    import stratakv
-
     model = load(dtype).model
     sparse = selecting(model, context)
-    dynamic = DynamicCache(config=model.config)
-    for index, (keys, values) in enumerate(real_keys(model.dtype)):
-        times = context // keys.shape[2]
-        dynamic.update(keys.repeat(1, 1, times, 1), values.repeat(1, 1, times, 1), index)
+    dynamic = filled(DynamicCache(config=model.config), real_keys(model.dtype), context)
     peers, ours = [], []
     for _ in range(ROUNDS):
         peers.append(step_seconds(model, dynamic))
-        with stratakv.attach(model):
-            step_seconds(model, sparse)
-            ours.append(step_seconds(model, sparse))
+        ours.append(our_step_seconds(model, sparse))
     details = {
         "dynamic_tokens_per_s": round(1 / statistics.median(peers), 3),
         "sparse_tokens_per_s": round(1 / statistics.median(ours), 2),

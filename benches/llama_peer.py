@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import importlib.util
 import time
-from collections.abc import Iterator
 
 from benches.harness import NotMeasurableHereError
 
@@ -14,14 +13,18 @@ PART = 4096
 BATCH = 512
 
 
+def require_llama() -> None:
+    """Raises NotMeasurableHereError where there is no llama.cpp."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise NotMeasurableHereError("no llama-cpp-python: pip install -e '.[peers]'")
+
+
 class LlamaPeer:
     """One sequence of a llama.cpp model with a q8_0 cache, on as many threads as torch uses."""
 
     def __init__(self, path: str, context: int, threads: int) -> None:
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise NotMeasurableHereError("no llama-cpp-python: pip install -e '.[peers]'") from error
+        import llama_cpp
+
         self.api = llama_cpp
         # It tells of every tensor that it loads.
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -91,13 +94,3 @@ class LlamaPeer:
     def close(self) -> None:
         self.api.llama_free(self.context)
         self.api.llama_model_free(self.model)
-
-
-@contextlib.contextmanager
-def llama_peer(path: str, context: int, threads: int) -> Iterator[LlamaPeer]:
-    """A peer that is freed at the end."""
-    peer = LlamaPeer(path, context, threads)
-    try:
-        yield peer
-    finally:
-        peer.close()

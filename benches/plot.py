@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benches.harness import FIGURES_FILE
+from benches.table import PEERS
 
-KEYS = ("decode_8k_vs_llamacpp", "decode_32k_vs_llamacpp", "decode_128k_vs_llamacpp")
 OURS = "StrataKV, budget 1024"
 FILE = Path(__file__).parent.parent / "docs" / "decode.svg"
 
@@ -51,10 +51,10 @@ def draw(details: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     known = json.loads(FIGURES_FILE.read_text())
-    missing = [key for key in KEYS if key not in known]
+    missing = [key for key in PEERS if key not in known]
     if missing:
         raise SystemExit(f"not measured yet: make figures KEY='{' '.join(missing)}'")
-    draw([known[key]["details"] for key in KEYS], FILE)
+    draw([known[key]["details"] for key in PEERS], FILE)
 
 
 if __name__ == "__main__":

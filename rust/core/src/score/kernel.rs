@@ -4,6 +4,7 @@
 #![expect(clippy::inline_always, reason = "what is not inlined is compiled without the instructions")]
 #![expect(clippy::needless_range_loop, reason = "indices below constants unroll into registers")]
 
+use super::residuals::SCALE_STEPS;
 use super::summary::{Frame, Places, Queries};
 use super::{BLOCK_TOKENS, Summary, scalar};
 use crate::simd::{Bytes, SimdLevel, dispatch, exp_vector};
@@ -277,29 +278,16 @@ unsafe fn products<S: Bytes, const R: usize>(
     let Places { residuals, parts, .. } = blocks.places;
     let stride = blocks.summary.quads();
     let mut sums = [simd.no_products(); R];
-    let mut quad = 0;
     // SAFETY: the caller's.
     unsafe {
         let codes = bytes.as_ptr().add(residuals);
         for group in 0..parts.words {
             let words = simd.load_words(codes.add((group * BLOCK_TOKENS + first) * 4));
-            for k in 0..4 {
-                let codes = simd.quad(words, k);
-                for r in 0..R {
-                    sums[r] = simd.add_products(sums[r], codes, *quads.add(r * stride + quad));
-                }
-                quad += 1;
-            }
+            add_quads::<S, R, 4>(simd, words, quads.add(4 * group), stride, &mut sums);
         }
         if parts.half {
             let words = simd.load_half_words(codes.add(parts.words * BLOCK_TOKENS * 4 + first * 2));
-            for k in 0..2 {
-                let codes = simd.quad(words, k);
-                for r in 0..R {
-                    sums[r] = simd.add_products(sums[r], codes, *quads.add(r * stride + quad));
-                }
-                quad += 1;
-            }
+            add_quads::<S, R, 2>(simd, words, quads.add(4 * parts.words), stride, &mut sums);
         }
     }
     let mut floats = [simd.splat(0.0); R];
@@ -309,10 +297,32 @@ unsafe fn products<S: Bytes, const R: usize>(
     floats
 }
 
+/// Adds R rows' products with the K quads of some words.
+///
+/// # Safety
+/// `quads` is valid for R rows `stride` apart, K quads of each.
+#[inline(always)]
+unsafe fn add_quads<S: Bytes, const R: usize, const K: u32>(
+    simd: S,
+    words: S::Words,
+    quads: *const i32,
+    stride: usize,
+    sums: &mut [S::Products; R],
+) {
+    for k in 0..K {
+        let codes = simd.quad(words, k);
+        for r in 0..R {
+            // SAFETY: the caller's.
+            let with = unsafe { *quads.add(r * stride + k as usize) };
+            sums[r] = simd.add_products(sums[r], codes, with);
+        }
+    }
+}
+
 /// The largest that a score about the mean's can be.
 #[inline(always)]
 pub(super) fn bound(frame: &Frame, scale: f32) -> f32 {
-    frame.reach * frame.step * scale * BLOCK_TOKENS as f32
+    frame.reach * frame.step * scale * SCALE_STEPS
 }
 
 #[inline(always)]

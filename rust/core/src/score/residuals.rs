@@ -23,8 +23,8 @@ const WORD: usize = 16;
 pub(super) const QUAD: usize = 4;
 /// What is between two levels, over the root mean square of a row.
 const STEP: f32 = 0.996;
-/// Of a row's 16 scales.
-const SCALES: f32 = 16.0;
+/// Steps of the largest of the rows' scales.
+pub(super) const SCALE_STEPS: f32 = 16.0;
 
 /// Rows of L elements, L padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Residuals {
         {
             *fitted = encode_row(row, levels);
         }
-        let scale = as_read(fitted.iter().copied().fold(0.0, f32::max) / SCALES);
+        let scale = as_read(fitted.iter().copied().fold(0.0, f32::max) / SCALE_STEPS);
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         out.fill(0);
         let parts = self.parts();
@@ -80,7 +80,7 @@ impl Residuals {
                 let (byte, shift) = parts.place(token, element);
                 out[byte] |= level << shift;
             }
-            let nibble = ((fitted * inverse).round().clamp(1.0, SCALES) - 1.0) as u8;
+            let nibble = ((fitted * inverse).round().clamp(1.0, SCALE_STEPS) - 1.0) as u8;
             out[parts.scales + token % 8] |= nibble << (token / 8 * 4);
         }
         scale

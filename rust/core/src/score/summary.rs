@@ -64,6 +64,8 @@ pub struct Queries {
     pub(super) quads: Vec<i32>,
     /// (R).
     pub(super) frames: Vec<Frame>,
+    /// (L): the turned slow elements of the row at hand.
+    slow: Vec<f32>,
 }
 
 /// What the sums of a query row's products with codes stand for.
@@ -131,14 +133,14 @@ impl Summary {
         into.whole.clear();
         into.quads.clear();
         into.frames.clear();
-        let mut slow = vec![0.0; self.residuals.len()];
         for query in queries.chunks_exact(dim) {
             into.whole.extend_from_slice(query);
             into.whole.resize(into.whole.len().next_multiple_of(self.key_padded()), 0.0);
-            slow.iter_mut().zip(&self.slow).for_each(|(into, element)| *into = query[*element]);
-            slow[self.slow.len()..].fill(0.0);
-            turn(&mut slow);
-            into.frames.push(self.arrange_slow(&slow, &mut into.quads));
+            into.slow.clear();
+            into.slow.extend(self.slow.iter().map(|element| query[*element]));
+            into.slow.resize(self.residuals.len(), 0.0);
+            turn(&mut into.slow);
+            into.frames.push(self.arrange_slow(&into.slow, &mut into.quads));
         }
     }
 
@@ -203,10 +205,7 @@ impl Summary {
 
     /// The root mean square, (D), of what the keys of a summary differ by along their main direction.
     pub(super) fn decode_spread(&self, bytes: &[u8], into: &mut [f32]) {
-        let (places, len) = (self.places(), self.residuals.len());
-        let scale = Self::scales(&places, bytes)[1];
-        let mut rows = vec![0.0; BLOCK_TOKENS * len];
-        self.residuals.decode(&bytes[places.residuals..places.scales], scale, &mut rows);
+        let (rows, len) = (self.decode_residuals(bytes), self.residuals.len());
         let weights = leading_token_direction(&rows, len);
         let mut spread = vec![0.0_f32; len];
         for (row, weight) in rows.chunks_exact(len).zip(weights) {
@@ -217,6 +216,15 @@ impl Summary {
         for (x, element) in spread.iter().zip(&self.slow) {
             into[*element] = x / (BLOCK_TOKENS as f32).sqrt();
         }
+    }
+
+    /// What the slow elements of a summary's keys differ by from its mean, turned: (16, L padded).
+    pub(super) fn decode_residuals(&self, bytes: &[u8]) -> Vec<f32> {
+        let places = self.places();
+        let mut rows = vec![0.0; BLOCK_TOKENS * self.residuals.len()];
+        let scale = Self::scales(&places, bytes)[1];
+        self.residuals.decode(&bytes[places.residuals..places.scales], scale, &mut rows);
+        rows
     }
 
     /// The scales of one summary: mean key, residuals.

@@ -69,28 +69,12 @@ fn check(cache: &mut KvCache, rotary: &Rotary, row: &[u32], shape: [usize; 3], n
     let mask = Mask { causal: !is_shared, bias: if is_shared { Some(per_token(&later, new)) } else { None } };
     cache.attend(0, &query, &mut out, 0.3, &mask, &Pool::new(2)).unwrap();
     let tokens = read_tokens(cache, length);
-    let expected = if compact {
-        let (keys, values) = (part(&keys, &tokens), part(&values, &tokens));
-        let hidden = self::later(length, new, &tokens, &tokens);
-        reference(
-            rotary,
-            &query,
-            &keys,
-            &values,
-            0.3,
-            &Mask { causal: false, bias: Some(per_token(&hidden, new)) },
-        )
-    } else {
-        let hidden = self::later(length, new, &all, &tokens);
-        reference(
-            rotary,
-            &query,
-            &keys,
-            &values,
-            0.3,
-            &Mask { causal: false, bias: Some(per_token(&hidden, new)) },
-        )
-    };
+    // Compact, what is read is all there is; else the rest is there and hidden.
+    let there = if compact { &tokens } else { &all };
+    let hidden = self::later(length, new, there, &tokens);
+    let hides = Mask { causal: false, bias: Some(per_token(&hidden, new)) };
+    let (keys, values) = (part(&keys, there), part(&values, there));
+    let expected = reference(rotary, &query, &keys, &values, 0.3, &hides);
     assert_near(&out, &expected, DType::F32);
     let mut again = out.clone();
     cache.attend(0, &query, &mut again, 0.3, &mask, &Inline).unwrap();
