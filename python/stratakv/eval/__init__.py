@@ -1,0 +1,25 @@
+"""What a model is asked about a long text, and how its answers are judged.
+
+What it is: real text cut to a length (`haystack`), facts put into it or lists made (`families`), and
+questions that know their answers (`question`). What it is not: it runs no model and opens no cache,
+which `stratakv eval` does.
+
+Source of the families: Hsieh et al., "RULER", 2024 (arXiv:2404.06654). Different from it: one text holds
+all facts of a length, so that a text of a million tokens is read once and asked about many times.
+"""
+
+from stratakv.eval.families import FAMILIES, LISTS, trials
+from stratakv.eval.haystack import Haystack, TooShortError, paragraphs_of, standard_library_paragraphs
+from stratakv.eval.question import Question, Trial
+
+__all__ = [
+    "FAMILIES",
+    "LISTS",
+    "Haystack",
+    "Question",
+    "TooShortError",
+    "Trial",
+    "paragraphs_of",
+    "standard_library_paragraphs",
+    "trials",
+]
