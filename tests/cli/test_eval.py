@@ -35,7 +35,7 @@ def test_every_task_is_asked_and_reported(asked, capsys, tmp_path):
     assert asked("--tasks", "all", "--lengths", "2K,3072", "--count", "4", "--budget", "256") == 0
     report = json.loads(capsys.readouterr().out)
     of = {(one["family"], one["length"]): one for one in report["summary"]}
-    families = {"needle": 4, **dict.fromkeys(TASKS[1:], 1)}
+    families = {"needle": 4, "keys": 4, **dict.fromkeys(TASKS[2:], 1)}
     assert {key: one["questions"] for key, one in of.items()} == {
         (family, length): count for family, count in families.items() for length in (2048, 3072)
     }
@@ -49,7 +49,9 @@ def test_every_task_is_asked_and_reported(asked, capsys, tmp_path):
             assert 0 < one["read_tokens"] <= 512
             assert one["score"] == 0
     assert report["prefill_seconds"].keys() == {
-        f"{kind} {length}" for kind in ("facts", "common", "frequent", "text") for length in (2048, 3072)
+        f"{task} {length}"
+        for task in (*(f"needle-{number}" for number in range(1, 5)), *TASKS[1:])
+        for length in (2048, 3072)
     }
 
 
@@ -73,7 +75,7 @@ def test_a_run_goes_on_from_its_report(asked, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(Report, "add", lambda self, result: (added.append(result), add(self, result)))
     assert asked(*arguments) == 0
     again = json.loads(capsys.readouterr().out)
-    assert [one["index"] for one in added] == [3, 4, 5, 6, 7]
+    assert [one["question"] for one in added] == [one["question"] for one in whole["results"][3:]]
     assert [one["reply"] for one in again["results"]] == [one["reply"] for one in whole["results"]]
 
 
@@ -92,10 +94,10 @@ def test_a_report_of_other_settings_is_refused_and_left_alone(asked, capsys, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "needle,hay"], "'hay' is no task: there are needle, values,"),
+        (["--tasks", "needle,hay"], "'hay' is no task: there are needle, keys,"),
         (["--lengths", "12"], "accepted are whole numbers of tokens from 1024 on"),
         (["--lengths", "4KiB"], "such as 4096, 16K or 1M"),
-        (["--count", "3"], "'3' is not a whole number from 4 to 40"),
+        (["--count", "3"], "'3' is not a whole number from 4 to 24"),
     ],
 )
 def test_bad_arguments_are_named(asked, capsys, arguments, message):

@@ -44,26 +44,39 @@ def test_a_text_is_nearly_as_long_as_asked_and_never_longer(family, length):
 
 @pytest.mark.parametrize("family", [*FAMILIES, *LISTS])
 def test_every_answer_stands_in_the_text_and_a_reply_that_gives_all_scores_one(family):
-    (trial,) = made([family])
-    assert trial.questions
-    for question in trial.questions:
+    found = made([family])
+    for text, question in [(trial.text, question) for trial in found for question in trial.questions]:
         assert question.family == family
         for answer in question.answers:
-            assert re.search(rf"\b{re.escape(answer)}\b", trial.text), answer
+            assert re.search(rf"\b{re.escape(answer)}\b", text), answer
         assert question.score(" and ".join(question.answers)) == 1
         assert question.score("nothing of that") == 0
         if len(question.answers) > 1:
             assert 0 < question.score(question.answers[0]) < 1
 
 
-def test_needles_stand_at_ten_depths_two_at_each():
-    (trial,) = made(["needle"], 20_000, count=20)
-    words = trial.text.split()
-    for question in trial.questions:
-        at = next(index for index, word in enumerate(words) if word.strip(".") == question.answers[0])
-        assert abs(at / len(words) - question.depth) < 0.01
-    depths = sorted(question.depth for question in trial.questions)
-    assert depths == sorted([(step + 0.5) / 10 for step in range(10)] * 2)
+@pytest.mark.parametrize("family", ["needle", "keys"])
+def test_facts_stand_at_depths_all_over_the_text(family):
+    found = made([family], 20_000, count=20)
+    depths = []
+    for trial in found:
+        words = trial.text.split()
+        for question in trial.questions:
+            at = next(index for index, word in enumerate(words) if word.strip(".") == question.answers[0])
+            assert abs(at / len(words) - question.depth) < 0.01
+            depths.append(question.depth)
+    assert sorted(depths) == [(step + 0.5) / 20 for step in range(20)]
+
+
+def test_each_needle_has_a_text_of_its_own_that_shares_what_comes_before():
+    found = made(["needle"], count=8)
+    assert [trial.name for trial in found] == [f"needle-{number}" for number in range(1, 9)]
+    for trial in found:
+        (question,) = trial.questions
+        own = [other.questions[0].answers[0] in trial.text for other in found]
+        assert own.count(True) == 1
+        start = int(0.9 * question.depth * len(trial.text))
+        assert trial.text[:start] == found[-1].text[:start]
 
 
 def test_a_chain_of_variables_is_told_in_order():
@@ -82,24 +95,18 @@ def test_the_common_words_are_the_most_common():
     assert often == set(trial.questions[0].answers)
 
 
-def test_families_share_one_text_and_lists_have_their_own():
-    names = [trial.name for trial in made([*FAMILIES, *LISTS])]
-    assert names == ["facts", *LISTS]
-    facts = made(FAMILIES)[0]
-    assert {question.family for question in facts.questions} == set(FAMILIES)
+def test_every_family_has_a_text_of_its_own():
+    found = made([*FAMILIES, *LISTS])
+    assert [trial.name for trial in found if not trial.name.startswith("needle-")] == [*FAMILIES, *LISTS][1:]
+    for trial in found:
+        assert {question.family for question in trial.questions} == {trial.name.split("-")[0]}
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another():
     first, again, other = made(FAMILIES), made(FAMILIES), made(FAMILIES, seed=1)
     assert first == again
     assert first != other
-
-
-def test_the_facts_of_a_family_do_not_depend_on_the_others_asked_for():
-    alone, together = made(["needle"])[0], made(["needle", "tracking"])[0]
-    assert alone.questions == tuple(
-        question for question in together.questions if question.family == "needle"
-    )
+    assert first[0] == made(["needle"])[0]
 
 
 def test_a_text_that_is_too_short_says_how_long_it_is():

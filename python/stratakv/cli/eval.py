@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=20,
         metavar="N",
-        help="facts of each family in a text, 4 to 40 (default: %(default)s)",
+        help="facts of each family in a text, 4 to 24 (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)"
@@ -118,8 +118,8 @@ def _length(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 4 <= int(text) <= 40:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 4 to 40")
+    if not text.isdigit() or not 4 <= int(text) <= 24:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 4 to 24")
     return int(text)
 
 
@@ -196,16 +196,16 @@ class Examiner:
         args = self.args
         for trial in trials(args.tasks, length, self.haystack, seed=args.seed, count=args.count):
             asked = [
-                (index, question)
-                for index, question in enumerate(trial.questions)
-                if not self.report.has(length, question.family, index)
+                question
+                for question in trial.questions
+                if not self.report.has(length, question.family, question.text)
             ]
             if asked:
                 self._ask(trial, asked)
-        if PERPLEXITY in args.tasks and not self.report.has(length, PERPLEXITY, 0):
+        if PERPLEXITY in args.tasks and not self.report.has(length, PERPLEXITY, PERPLEXITY):
             self._predict(length)
 
-    def _ask(self, trial: Trial, asked: Sequence[tuple[int, Question]]) -> None:
+    def _ask(self, trial: Trial, asked: Sequence[Question]) -> None:
         """Reads a trial's text and asks about it."""
         from stratakv.cli.engine import StoppedError
         from stratakv.cli.prompts import document_pieces
@@ -213,12 +213,12 @@ class Examiner:
         # The document's ids do not depend on what is asked.
         context, _ = document_pieces(self.loaded.tokenizer, trial.text, "")
         with self._read(trial.name, trial.length, context) as cache:
-            for number, (index, question) in enumerate(asked, 1):
+            for number, question in enumerate(asked, 1):
                 if self.interrupt.requested:
                     raise StoppedError(len(context), len(context))
                 with self.out.busy(f"{format_count(trial.length)} tokens: question {number} of {len(asked)}"):
                     result = self._answer(cache, trial, question, context)
-                self.report.add({"length": trial.length, "family": question.family, "index": index, **result})
+                self.report.add({"length": trial.length, "family": question.family, **result})
 
     def _answer(
         self, cache: TieredCache, trial: Trial, question: Question, context: list[int]
@@ -259,7 +259,7 @@ class Examiner:
         context, predicted = ids[:-PREDICTED], ids[-PREDICTED:]
         model = self.loaded.model
         with (
-            self._read("text", length, context) as cache,
+            self._read(PERPLEXITY, length, context) as cache,
             torch.inference_mode(),
             cache.fork() as fork,
             self.out.busy(f"{format_count(length)} tokens: perplexity of the last {PREDICTED}"),
@@ -273,7 +273,7 @@ class Examiner:
                 said_T = torch.tensor(predicted[start : start + PIECE], device=model.device)
                 losses.append(torch.nn.functional.cross_entropy(logits_TV, said_T, reduction="none"))
         score = float(torch.cat(losses).mean())
-        self.report.add({"length": length, "family": PERPLEXITY, "index": 0, "score": score, "depth": None})
+        self.report.add({"length": length, "family": PERPLEXITY, "question": PERPLEXITY, "score": score})
 
     @contextlib.contextmanager
     def _read(self, kind: str, length: int, context: list[int]) -> Iterator[TieredCache]:

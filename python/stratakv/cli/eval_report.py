@@ -51,10 +51,10 @@ class Report:
             )
         return results
 
-    def has(self, length: int, family: str, index: int) -> bool:
+    def has(self, length: int, family: str, question: str) -> bool:
         """Whether that question was answered."""
-        wanted = (length, family, index)
-        return any((one["length"], one["family"], one["index"]) == wanted for one in self.results)
+        wanted = (length, family, question)
+        return any((one["length"], one["family"], one["question"]) == wanted for one in self.results)
 
     def add(self, result: dict[str, Any]) -> None:
         """Takes a result, and writes the file anew beside the old one."""

@@ -4,8 +4,9 @@ What it is: real text cut to a length (`haystack`), facts put into it or lists m
 questions that know their answers (`question`). What it is not: it runs no model and opens no cache,
 which `stratakv eval` does.
 
-Source of the families: Hsieh et al., "RULER", 2024 (arXiv:2404.06654). Different from it: one text holds
-all facts of a length, so that a text of a million tokens is read once and asked about many times.
+Source of the families: Hsieh et al., "RULER", 2024 (arXiv:2404.06654). Different from it: one text
+holds all facts of a family but `needle`, and texts share what comes before their facts, so that a million
+tokens are read as seldom as can be.
 """
 
 from stratakv.eval.families import FAMILIES, LISTS, trials

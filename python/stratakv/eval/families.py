@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection, Iterator
 
 from stratakv.eval.haystack import Haystack
 from stratakv.eval.question import Question, Trial
-from stratakv.eval.words import CITIES, NAMES, NOUNS, coined_words
+from stratakv.eval.words import CITIES, NAMES, NOUNS, THINGS, coined_words
 
 __all__ = ["FAMILIES", "LISTS", "trials"]
 
 Facts = tuple[list[tuple[float, str]], list[Question]]
 """Sentences with their depths, and questions about them."""
 
-DEPTHS = 10
 QUESTION_TOKENS = 160
 """What a prompt has room for beside the text: the chat's frame and the question."""
 VALUES = 4
@@ -23,30 +22,36 @@ HOPS = 4
 
 
 def _depths(count: int) -> list[float]:
-    """`count` depths, spread over the text: of 20, two at each of ten."""
-    return [((index % DEPTHS) + 0.5) / DEPTHS for index in range(count)]
+    """`count` depths, spread over the text."""
+    return [(index + 0.5) / count for index in range(count)]
 
 
 def _numbers(chance: random.Random, count: int) -> list[str]:
-    return [str(number) for number in chance.sample(range(10_000, 100_000), count)]
+    """Numbers of five digits, none of them twice in one: equal ones make small models stumble."""
+    numbers: dict[str, None] = {}
+    while len(numbers) < count:
+        numbers["".join(chance.sample("123456789", 5))] = None
+    return list(numbers)
 
 
 def needles(chance: random.Random, count: int) -> Facts:
+    """One number of one thing in a text, each at a depth of its own (RULER: single)."""
+    things = [f"The {thing}" for thing in chance.sample(THINGS, count)]
+    return _one_of_many("needle", things, chance)
+
+
+def keys(chance: random.Random, count: int) -> Facts:
     """A number for each of many cities; one is asked for (RULER: multi-key)."""
-    cities = chance.sample(CITIES, count)
+    things = [f"The special magic number for {city}" for city in chance.sample(CITIES, count)]
+    return _one_of_many("keys", things, chance)
+
+
+def _one_of_many(family: str, things: list[str], chance: random.Random) -> Facts:
     sentences, questions = [], []
-    for city, number, depth in zip(cities, _numbers(chance, count), _depths(count), strict=True):
-        sentences.append((depth, f"The special magic number for {city} is {number}."))
-        questions.append(
-            Question(
-                "needle",
-                f"What is the special magic number for {city}?",
-                f"The special magic number for {city} is",
-                (number,),
-                12,
-                depth,
-            )
-        )
+    for thing, number, depth in zip(things, _numbers(chance, len(things)), _depths(len(things)), strict=True):
+        sentences.append((depth, f"{thing} is {number}."))
+        question = f"What is t{thing[1:]}?"
+        questions.append(Question(family, question, f"{thing} is", (number,), 12, depth))
     return sentences, questions
 
 
@@ -113,11 +118,14 @@ def tracking(chance: random.Random, count: int) -> Facts:
 
 FAMILIES: dict[str, Callable[[random.Random, int], Facts]] = {
     "needle": needles,
+    "keys": keys,
     "values": values,
     "queries": queries,
     "tracking": tracking,
 }
 """Facts put into real text."""
+APART = frozenset({"needle"})
+"""Families of which each fact has a text of its own. What they have in common is read once."""
 
 
 def common(chance: random.Random, length: int, count_tokens: Callable[[str], int]) -> Trial:
@@ -176,7 +184,10 @@ def _fit(text: str, length: int, count_tokens: Callable[[str], int]) -> str:
 def trials(
     families: Collection[str], length: int, haystack: Haystack, *, seed: int = 0, count: int = 20
 ) -> Iterator[Trial]:
-    """The texts of one length, each with its questions.
+    """The texts of one length with their questions.
+
+    A text holds facts of one family only, and one fact where that is its point: what a question is not
+    about are distractors, which small models often take for the answer.
 
     Args:
         families: keys of `FAMILIES` and of `LISTS`.
@@ -188,17 +199,23 @@ def trials(
     Raises:
         TooShortError: the haystack is shorter.
     """
-    sentences: list[tuple[float, str]] = []
-    questions: list[Question] = []
     for family, facts_of in FAMILIES.items():
         if family in families:
-            facts = facts_of(random.Random(f"{seed} {length} {family}"), count)  # noqa: S311  # no secrets
-            sentences += facts[0]
-            questions += facts[1]
-    if questions:
-        text = haystack.with_sentences(sentences, length - QUESTION_TOKENS)
-        yield Trial("facts", length, text, tuple(questions))
+            yield from _texts_of(family, facts_of(_chance(seed, length, family), count), length, haystack)
     for family, trial_of in LISTS.items():
         if family in families:
-            chance = random.Random(f"{seed} {length} {family}")  # noqa: S311  # no secrets
-            yield trial_of(chance, length, haystack.count_tokens)
+            yield trial_of(_chance(seed, length, family), length, haystack.count_tokens)
+
+
+def _texts_of(family: str, facts: Facts, length: int, haystack: Haystack) -> Iterator[Trial]:
+    """The texts of a family's facts: one for each needle, one for all facts of the other families."""
+    sentences, questions = facts
+    texts = len(questions) if family in APART else 1
+    for part in range(texts):
+        text = haystack.with_sentences(sentences[part::texts], length - QUESTION_TOKENS)
+        name = family if texts == 1 else f"{family}-{part + 1}"
+        yield Trial(name, length, text, tuple(questions[part::texts]))
+
+
+def _chance(seed: int, length: int, family: str) -> random.Random:
+    return random.Random(f"{seed} {length} {family}")  # noqa: S311  # no secrets

@@ -11,6 +11,7 @@ from pathlib import Path
 
 __all__ = ["Haystack", "TooShortError", "paragraphs_of", "standard_library_paragraphs"]
 
+DIVIDER = "\n\n"
 PARAGRAPH_CHARS_MAX = 2000  # longer ones are cut: facts stand between paragraphs
 _SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "turtledemo"}
 
@@ -45,7 +46,7 @@ class Haystack:
                 paragraph = next(self._rest, None)
                 if paragraph is None:
                     raise TooShortError(f"the text has {total:,} tokens, fewer than {num_tokens:,}")
-                self._known.append((paragraph, self.count_tokens(paragraph + "\n\n")))
+                self._known.append((paragraph, self.count_tokens(DIVIDER + paragraph)))
             if total + self._known[index][1] > num_tokens:
                 return taken
             taken.append(self._known[index])
@@ -58,7 +59,7 @@ class Haystack:
         Raises:
             TooShortError: there is less text.
         """
-        needed = sum(self.count_tokens(sentence + "\n\n") for _, sentence in sentences)
+        needed = sum(self.count_tokens(DIVIDER + sentence) for _, sentence in sentences)
         paragraphs = self.paragraphs(num_tokens - needed)
         starts = [0, *itertools.accumulate(tokens for _, tokens in paragraphs)]
         waiting = sorted(sentences, reverse=True)
@@ -67,7 +68,7 @@ class Haystack:
             while waiting and waiting[-1][0] * starts[-1] <= start:
                 parts.append(waiting.pop()[1])
             parts.append(paragraph)
-        return "\n\n".join([*parts, *(sentence for _, sentence in reversed(waiting))])
+        return DIVIDER.join([*parts, *(sentence for _, sentence in reversed(waiting))])
 
 
 def paragraphs_of(texts: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -45,7 +45,7 @@ class Trial:
     """One text and all that is asked about it.
 
     Attributes:
-        name: which text of its length this is.
+        name: its family.
         length: tokens of the prompt, the question included, at most.
         text: the document.
         questions: asked one by one, each as if it were the only one.
