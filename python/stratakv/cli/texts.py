@@ -27,11 +27,6 @@ MODULES = (
 )  # fmt: skip
 CLOSE_ENOUGH = 50  # a text may be a fiftieth too short
 CITIES = ("Lisbon", "Nairobi", "Oslo", "Lima", "Hanoi", "Dublin", "Quito", "Vienna", "Cairo", "Seoul")
-PASSWORDS = (
-    "amber", "anchor", "bamboo", "candle", "copper", "falcon", "garnet", "harbor", "indigo", "jasmine",
-    "marble", "meadow", "nutmeg", "orchid", "pepper", "quartz", "raven", "saffron", "thistle", "velvet",
-    "walnut", "willow", "zephyr", "lantern",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,15 +45,12 @@ class Fact:
 def random_facts(seed: int | None = None) -> list[Fact]:
     """Two facts, without a seed fresh ones each time: no run can know them from another.
 
-    They are of different kinds, in different words. Of two numbers for two cities a model of
-    135M parameters now and then gives the wrong one, whatever cache it has.
+    Both are numbers of different digits, for things of different kinds: a model of 135M parameters mixes
+    two cities up now and then, and stops early among equal digits, whatever cache it has.
     """
     chance = secrets.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311  # no secrets here
-    city, number, password = (
-        chance.choice(CITIES),
-        str(chance.randrange(10_000, 100_000)),
-        chance.choice(PASSWORDS),
-    )
+    city = chance.choice(CITIES)
+    number, code = ("".join(chance.sample("123456789", 5)) for _ in range(2))
     return [
         Fact(
             f"The special magic number for {city} is {number}.",
@@ -66,9 +58,9 @@ def random_facts(seed: int | None = None) -> list[Fact]:
             number,
         ),
         Fact(
-            f"The old lighthouse keeper chose the password {password}.",
-            "Which password did the old lighthouse keeper choose?",
-            password,
+            f"The access code for the old lighthouse is {code}.",
+            "What is the access code for the old lighthouse?",
+            code,
         ),
     ]
 
