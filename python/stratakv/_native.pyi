@@ -199,6 +199,11 @@ class KvCache:
 
         Blocks of 16 tokens, counted from the first token on, ascending; the last may be shorter.
         """
+    def read_shares(self, layer: int) -> list[list[list[float]]] | None:
+        """The estimated share of the attention mass of each block of `read_blocks`.
+
+        Averaged over the query heads of a group; 0 for blocks after the last whole page.
+        """
     def prefetch(self, layer: int) -> None:
         """Starts reading what the layer's next attend or gather will miss in RAM."""
     def crop(self, length: int) -> None:

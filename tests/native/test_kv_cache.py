@@ -233,6 +233,7 @@ def test_a_step_tells_which_blocks_it_read(store):
     assert cache.read_blocks(0) is None
     rows = cache.read_blocks(1)
     assert [len(heads) for heads in rows] == [3, 3]
+    shares = cache.read_shares(1)
     hidden = torch.full((2, 3, 1, 1010), -torch.inf)
     for row, heads in enumerate(rows):
         for head, blocks in enumerate(heads):
@@ -240,6 +241,9 @@ def test_a_step_tells_which_blocks_it_read(store):
             assert len(blocks) == 6
             assert blocks == sorted(set(blocks))
             assert {0, 62, 63} < set(blocks)
+            assert len(shares[row][head]) == 6
+            assert 0 < sum(shares[row][head][:-2]) <= 1
+            assert shares[row][head][-2:] == [0, 0]
             for block in blocks:
                 hidden[row, head, :, 16 * block : 16 * block + 16] = 0.0
     query, keys = rotary.rotate(query, torch.tensor([1009])), rotary.rotate(keys, torch.arange(1010))

@@ -183,6 +183,10 @@ class PageTable:
         """
         return self.native.read_blocks(slot)
 
+    def read_shares(self, slot: int) -> list[list[list[float]]] | None:
+        """The estimated share of the attention mass of each of those blocks."""
+        return self.native.read_shares(slot)
+
     def prefetch(self, slot: int) -> None:
         """Starts reading what the slot's next use misses in RAM."""
         if self.reads_disk and self.selection is None:

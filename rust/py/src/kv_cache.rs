@@ -204,6 +204,10 @@ impl KvCache {
         self.with(py, |cache| Ok(cache.read_blocks(layer)?.map(|rows| rows.map(<[_]>::to_vec).collect())))
     }
 
+    fn read_shares(&self, py: Python<'_>, layer: usize) -> PyResult<Option<Vec<Vec<Vec<f32>>>>> {
+        self.with(py, |cache| Ok(cache.read_shares(layer)?.map(|rows| rows.map(<[_]>::to_vec).collect())))
+    }
+
     fn prefetch(&self, py: Python<'_>, layer: usize) -> PyResult<()> {
         self.with(py, |cache| cache.prefetch(layer))
     }

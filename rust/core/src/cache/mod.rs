@@ -102,8 +102,9 @@ struct Layer {
     attends: u64,
     /// What the last step read, where it selected.
     selected: Option<Selected>,
-    /// The blocks that it read then, (B, H).
+    /// The blocks that it read then, (B, H), and their shares of the mass.
     blocks: Vec<Vec<u32>>,
+    shares: Vec<Vec<f32>>,
     /// How summaries are made; once it is known.
     digest: Option<Arc<digest::DigestLayout>>,
     /// Where its queries lie.

@@ -65,6 +65,8 @@ pub struct Choice {
     pub blocks: Vec<u32>,
     /// One per block: whether it is read in 16 bits.
     pub critical: Vec<bool>,
+    /// One per block: its share of the mass, as it was given.
+    pub shares: Vec<f32>,
     /// Estimated share of the mass of all blocks that is not read.
     pub unread: f32,
     order: Vec<u64>,
@@ -176,6 +178,8 @@ impl Choice {
         self.blocks.extend(order[..taken].iter().map(|block| block_of(*block)));
         self.blocks.extend((count - window) as u32..count as u32);
         self.blocks.sort_unstable();
+        self.shares.clear();
+        self.shares.extend(self.blocks.iter().map(|block| shares[*block as usize]));
         self.mark_critical(budget.critical, shares);
     }
 

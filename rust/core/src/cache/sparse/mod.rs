@@ -196,9 +196,24 @@ impl KvCache {
     /// `Invalid` when there is no such layer.
     pub fn read_blocks(&self, layer: usize) -> Result<Option<Chunks<'_, Vec<u32>>>> {
         self.check_layer(layer)?;
+        Ok(self.by_row(layer, &self.layers[layer].blocks))
+    }
+
+    /// The estimated shares of the attention mass of those blocks, of which those after the last
+    /// whole page have none: 0.
+    ///
+    /// # Errors
+    /// `Invalid` when there is no such layer.
+    pub fn read_shares(&self, layer: usize) -> Result<Option<Chunks<'_, Vec<f32>>>> {
+        self.check_layer(layer)?;
+        Ok(self.by_row(layer, &self.layers[layer].shares))
+    }
+
+    /// What the last step of a layer left for each row and KV head, if it selected.
+    fn by_row<'a, T>(&self, layer: usize, heads: &'a [T]) -> Option<Chunks<'a, T>> {
         let held = &self.layers[layer];
-        let heads = held.shape.map_or(1, |shape| shape.kv_heads as usize);
-        Ok(held.selected.map(|_| held.blocks.chunks(heads)))
+        let per_row = held.shape.map_or(1, |shape| shape.kv_heads as usize);
+        held.selected.map(|_| heads.chunks(per_row))
     }
 
     /// The selection, where it serves a call of so many query tokens.
@@ -438,7 +453,7 @@ impl KvCache {
         step.finish(self.rows, out, &mut scratch.bytes);
         let held = &mut self.layers[layer];
         held.selected = Some(average(&choices, tail));
-        note_blocks(&choices, length, layout.page_tokens, &mut held.blocks);
+        note_blocks(&choices, length, layout.page_tokens, &mut held.blocks, &mut held.shares);
         Ok(())
     }
 }
@@ -514,11 +529,20 @@ fn average(choices: &[&Choice], tail_tokens: usize) -> Selected {
 }
 
 /// Keeps what was read beyond the step, whose scratch all layers share.
-fn note_blocks(choices: &[&Choice], length: usize, page_tokens: usize, blocks: &mut Vec<Vec<u32>>) {
+fn note_blocks(
+    choices: &[&Choice],
+    length: usize,
+    page_tokens: usize,
+    blocks: &mut Vec<Vec<u32>>,
+    shares: &mut Vec<Vec<f32>>,
+) {
     let whole = length / page_tokens * page_tokens / BLOCK_TOKENS;
     blocks.resize_with(choices.len(), Vec::new);
-    for (choice, blocks) in choices.iter().zip(blocks) {
+    shares.resize_with(choices.len(), Vec::new);
+    for ((choice, blocks), shares) in choices.iter().zip(blocks).zip(shares) {
         blocks.clone_from(&choice.blocks);
         blocks.extend(whole as u32..length.div_ceil(BLOCK_TOKENS) as u32);
+        shares.clone_from(&choice.shares);
+        shares.resize(blocks.len(), 0.0);
     }
 }
