@@ -66,6 +66,38 @@ def test_more_files_reuse_the_pages_of_the_first(ask, document, run_json, tiny_m
     assert both["tokens"]["reused"] >= 64
 
 
+@pytest.mark.parametrize("budget", ["256", "2048"])
+def test_an_answer_names_lines_of_a_folder_and_draws_where_it_looked(run_json, tiny_model, tmp_path, budget):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("b.txt", "inner/a.txt"):
+        (folder / name).write_text("\n".join(f"line {number} of {name}" for number in range(60)))
+    page = tmp_path / "page.html"
+    report = run_json(
+        "ask", folder, "why?", "--model", tiny_model, "--directory", tmp_path / "s", "--dtype", "float32",
+        "--max-new-tokens", 5, "--budget", budget, "--explain", page, "--sources", 2,
+    )  # fmt: skip
+    assert 1 <= len(report["sources"]) <= 2
+    for source in report["sources"]:
+        assert source["file"] in {"folder/b.txt", "folder/inner/a.txt"}
+        assert 1 <= source["first_line"] <= source["last_line"] <= 60
+        assert 0 < source["weight"] <= 1
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_steps_that_read_everything_have_no_sources(ask, run, tiny_model, document, tmp_path):
+    page = tmp_path / "page.html"
+    assert ask("what?", "--budget", "all")["sources"] == []
+    assert ask("what?", "--sources", 0)["sources"] == []
+    code, _, err = run(
+        "ask", document, "what?", "--model", tiny_model, "--directory", tmp_path / "s", "--max-new-tokens", 2,
+        "--budget", "all", "--explain", page,
+    )  # fmt: skip
+    assert code == 0
+    assert "was not written: steps that read everything do not tell where they look" in err
+    assert not page.exists()
+
+
 def test_ask_writes_the_answer_alone_to_stdout(run, tiny_model, document, tmp_path):
     code, out, err = run(
         "ask", document, "what?", "--model", tiny_model, "--directory", tmp_path / "s", "--max-new-tokens", 4

@@ -66,6 +66,10 @@ class Selection:
             return budget
         return cls(budget=budget)
 
+    def reads_all_of(self, tokens: int) -> bool:
+        """Whether a step over a context of that length reads it whole."""
+        return tokens <= _or(self.dense_below, 2 * self.budget)
+
     def native(self, trained_tokens: int) -> dict[str, Any]:
         """The engine's arguments; contexts past `trained_tokens` are numbered by what is read."""
         return {

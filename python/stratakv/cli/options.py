@@ -15,6 +15,7 @@ __all__ = [
     "add_progress_option",
     "add_tier_options",
     "budget",
+    "natural",
     "positive",
     "size",
 ]
@@ -41,6 +42,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def budget(text: str) -> int | None:

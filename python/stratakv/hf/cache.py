@@ -368,6 +368,11 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             trained_tokens = self.attachment.trained_tokens if self.attachment is not None else 0
             self._table.select(selection, trained_tokens or NO_TRAINED_WINDOW)
 
+    @property
+    def selection(self) -> Selection | None:
+        """What a step reads of a long context; None where that is everything."""
+        return self._table.selection
+
     def attention_shares(self, row: int = 0) -> Tensor | None:
         """Where the last step of decoding looked: shares of the attention mass, as the summaries tell.
 
