@@ -7,16 +7,22 @@ read over the mass of the best blocks, both with the same budget, sinks and wind
 over the query heads that share a KV head, as they share what is read. It is averaged over layers, KV
 heads and tokens.
 
-Quest's blocks are chosen beside the engine's, for the same queries: by the largest product that a query
-may have with a key between the minimum and the maximum of the block's keys.
+Two others choose beside the engine, for the same tokens. Quest: by the largest product that a query may have
+with a key between the minimum and the maximum of the block's keys. Past mass: by the true mass that the
+block had with the queries before, the last PAST tokens of the prompt and those decoded so far, each one
+counting less than the next by a decay.
 
-Letters: N decoded tokens, H KV heads, G query heads of each, S tokens, B blocks, D head dim.
-Source: Tang et al., "Quest", 2024 (arXiv:2406.10774).
+Letters: N tokens whose queries are at hand (PAST, then POSITIONS that are judged), H KV heads, G query
+heads of each, S tokens, B blocks, D head dim.
+Sources: Tang et al., "Quest", 2024 (arXiv:2406.10774); Zhang et al., "H2O", 2023 (arXiv:2306.14048), with
+the decay of later work.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +40,8 @@ POSITIONS = 48
 CONTEXT = 8192 - POSITIONS
 SINKS = 16
 WINDOW = 128
+PAST = 256
+DECAYS = (0.7, 0.9, 0.97, 1.0)
 TEXTS = {"prose": prose_ids, "code": token_ids}
 
 
@@ -46,6 +54,8 @@ class Recall:
     engine_chosen: Tensor
     # By how the scores of a group's query heads become one.
     quest: dict[str, Tensor]
+    # By the decay.
+    past: dict[str, Tensor]
 
 
 @functools.cache
@@ -63,48 +73,69 @@ def recalls() -> dict[int, dict[str, Recall]]:
         tokens = ids(loaded.tokenizer, CONTEXT + POSITIONS)
         with stratakv.attach(model):
             cache = stratakv.TieredCache.open(model, None, ram="3GiB")
-            prefill(model, cache, tokens[:CONTEXT])
+            prefill(model, cache, tokens[: CONTEXT - PAST])
+            with queries_of(model) as before:
+                prefill(model, cache, tokens[CONTEXT - PAST : CONTEXT])
             for budget, texts in found.items():
                 sparse = cache.fork()
                 sparse.select(
                     stratakv.Selection(budget=budget, sinks=SINKS, window=WINDOW, dense_below=0, unread=1.0)
                 )
-                texts[name] = decode(model, sparse, tokens[CONTEXT:], turns, budget)
+                texts[name] = decode(model, sparse, tokens[CONTEXT:], before, turns, budget)
                 sparse.close()
             cache.close()
     return found
 
 
-@torch.inference_mode()
-def decode(model: Any, cache: Any, ids: list[int], turns: tuple[Tensor, Tensor], budget: int) -> Recall:
-    """Decodes `ids` with the cache's selection, and judges what each step read."""
+@contextmanager
+def queries_of(model: Any) -> Iterator[list[list[Tensor]]]:
+    """For each layer, the (tokens, HGD) queries of every forward pass, before any turn."""
     layers = model.model.layers
     queries: list[list[Tensor]] = [[] for _ in layers]
 
     def keep(into: list[Tensor]) -> Any:
-        return lambda _module, _inputs, output: into.append(output[0, -1].clone())
+        return lambda _module, _inputs, output: into.append(output[0].clone())
 
     hooks = [
         layer.self_attn.q_proj.register_forward_hook(keep(into))
         for layer, into in zip(layers, queries, strict=True)
     ]
-    read: list[list[Any]] = [[] for _ in layers]
-    for token in ids:
-        model(input_ids=torch.tensor([[token]]), **cache_kwargs(cache), use_cache=True)
-        for slot, blocks in enumerate(read):
-            blocks.append(cache._table.read_blocks(slot)[0])
+    yield queries
     for hook in hooks:
         hook.remove()
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    cache: Any,
+    ids: list[int],
+    before: list[list[Tensor]],
+    turns: tuple[Tensor, Tensor],
+    budget: int,
+) -> Recall:
+    """Decodes `ids` with the cache's selection, and judges what each step read; `before` are PAST queries."""
+    layers = model.model.layers
+    read: list[list[Any]] = [[] for _ in layers]
+    with queries_of(model) as queries:
+        for token in ids:
+            model(input_ids=torch.tensor([[token]]), **cache_kwargs(cache), use_cache=True)
+            for slot, blocks in enumerate(read):
+                blocks.append(cache._table.read_blocks(slot)[0])
     judged = []
     for slot, layer in enumerate(layers):
         keys, _ = cache._table.snapshot(slot, torch.device("cpu")).gather(0, CONTEXT + POSITIONS)
-        query = torch.stack(queries[slot]).unflatten(-1, (-1, keys.shape[-1]))
+        query = torch.cat(before[slot] + queries[slot]).unflatten(-1, (-1, keys.shape[-1]))
         judged.append(judge(*turned(query, keys[0], turns), layer.self_attn.scaling, read[slot], budget))
-    names = judged[0].quest
+
+    def stacked(kinds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([one[name] for one in kinds]) for name in kinds[0]}
+
     return Recall(
         torch.stack([one.engine for one in judged]),
         torch.stack([one.engine_chosen for one in judged]),
-        {name: torch.stack([one.quest[name] for one in judged]) for name in names},
+        stacked([one.quest for one in judged]),
+        stacked([one.past for one in judged]),
     )
 
 
@@ -115,18 +146,19 @@ def turned(query: Tensor, keys: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[T
     cos, sin = turns
     keys = apply_rotary_pos_emb(keys[None], keys[None], cos, sin)[1][0]
     query = query.transpose(0, 1)[None]
-    query = apply_rotary_pos_emb(query, query, cos[:, CONTEXT:], sin[:, CONTEXT:])[0][0]
+    query = apply_rotary_pos_emb(query, query, cos[:, CONTEXT - PAST :], sin[:, CONTEXT - PAST :])[0][0]
     return query.transpose(0, 1).unflatten(1, (len(keys), -1)), keys
 
 
 def judge(query: Tensor, keys: Tensor, scaling: float, read: list[list[list[int]]], budget: int) -> Recall:
-    """The recalls of one layer, (N, H), from queries and keys with positions."""
+    """The recalls of one layer, (POSITIONS, H), from queries and keys with positions."""
     last = torch.arange(CONTEXT, CONTEXT + POSITIONS) // BLOCK_TOKENS
     blocks = torch.arange(-(-keys.shape[1] // BLOCK_TOKENS))
     back = last[:, None] - blocks
     forced = ((blocks < SINKS // BLOCK_TOKENS) | ((back >= 0) & (back < WINDOW // BLOCK_TOKENS)))[:, None]
     future = (back < 0)[:, None]
-    masses = block_masses(query, keys, scaling)
+    before_and_masses = block_masses(query, keys, scaling)
+    masses, query = before_and_masses[PAST:], query[PAST:]
     engine = torch.zeros_like(masses, dtype=torch.bool)
     for step, heads in enumerate(read):
         for head, chosen in enumerate(heads):
@@ -149,13 +181,23 @@ def judge(query: Tensor, keys: Tensor, scaling: float, read: list[list[list[int]
         share(engine),
         share(engine, masses * ~forced),
         {name: share(best(scores)) for name, scores in quest.items()},
+        {f"decay {decay}": share(best(past_masses(before_and_masses, decay))) for decay in DECAYS},
     )
+
+
+def past_masses(masses: Tensor, decay: float) -> Tensor:
+    """(POSITIONS, H, B): for each judged token, the mass of those before it, decayed with every token."""
+    total, sums = torch.zeros_like(masses[0]), []
+    for one in masses:
+        sums.append(total)
+        total = total * decay + one
+    return torch.stack(sums[PAST:])
 
 
 def block_masses(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
     """(N, H, B): the share of a group's attention that each block has, over all tokens so far."""
     scores = torch.einsum("nhgd,hsd->nhgs", query, keys) * scaling
-    future = torch.arange(keys.shape[1]) > torch.arange(CONTEXT, CONTEXT + POSITIONS)[:, None]
+    future = torch.arange(keys.shape[1]) > torch.arange(CONTEXT - PAST, CONTEXT + POSITIONS)[:, None]
     shares = scores.masked_fill(future[:, None, None], -torch.inf).softmax(-1).mean(2)
     return by_block(shares, 0.0).sum(-1)
 
@@ -178,19 +220,20 @@ def by_block(tensor: Tensor, padding: float) -> Tensor:
     return padded.unflatten(-1, (-1, BLOCK_TOKENS))
 
 
-def quest_of(texts: dict[str, Recall]) -> tuple[str, list[float]]:
-    """The combination that serves Quest best, and its recall of each text."""
-    names = next(iter(texts.values())).quest
-    means = {name: [float(one.quest[name].mean()) for one in texts.values()] for name in names}
+def best_of(kinds: list[dict[str, Tensor]]) -> tuple[str, list[float]]:
+    """The kind of a chooser that serves it best, and its recall of each text."""
+    means = {name: [float(one[name].mean()) for one in kinds] for name in kinds[0]}
     return max(means.items(), key=lambda item: sum(item[1]))
 
 
 def details_of(texts: dict[str, Recall]) -> dict[str, Any]:
-    name, quest = quest_of(texts)
+    name, quest = best_of([one.quest for one in texts.values()])
+    decay, past = best_of([one.past for one in texts.values()])
     worst = min(float(one.engine.mean((1, 2)).min()) for one in texts.values())
     return {
         **{text: round(float(one.engine.mean()), 4) for text, one in texts.items()},
         **{f"{text}_quest": round(value, 4) for text, value in zip(texts, quest, strict=True)},
+        **{f"{text}_past_mass": round(value, 4) for text, value in zip(texts, past, strict=True)},
         **{
             f"{text}_without_sinks_and_window": round(float(one.engine_chosen.mean()), 4)
             for text, one in texts.items()
@@ -198,6 +241,7 @@ def details_of(texts: dict[str, Recall]) -> dict[str, Any]:
         "worst_layer": round(worst, 4),
         "summary_bytes": {"engine": 140, "quest": 256},
         "quest_group": name,
+        "past_mass": decay,
         "positions": POSITIONS,
         "context": CONTEXT,
     }
@@ -245,6 +289,6 @@ def mass_recall_b1024() -> Result:
 )
 def mass_recall_b512_minus_quest() -> Result:
     texts = recalls()[512]
-    _, quest = quest_of(texts)
+    _, quest = best_of([one.quest for one in texts.values()])
     ours = [float(one.engine.mean()) for one in texts.values()]
     return Result([own - other for own, other in zip(ours, quest, strict=True)], details_of(texts))

