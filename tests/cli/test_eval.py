@@ -97,7 +97,7 @@ def test_a_report_of_other_settings_is_refused_and_left_alone(asked, capsys, tmp
         (["--tasks", "needle,hay"], "'hay' is no task: there are needle, keys,"),
         (["--lengths", "12"], "accepted are whole numbers of tokens from 1024 on"),
         (["--lengths", "4KiB"], "such as 4096, 16K or 1M"),
-        (["--count", "3"], "'3' is not a whole number from 4 to 24"),
+        (["--count", "3"], "'3' is not a whole number from 4 to 40"),
     ],
 )
 def test_bad_arguments_are_named(asked, capsys, arguments, message):

@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=20,
         metavar="N",
-        help="facts of each family in a text, 4 to 24 (default: %(default)s)",
+        help="facts of each family, 4 to 40 (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)"
@@ -118,8 +118,8 @@ def _length(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 4 <= int(text) <= 24:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 4 to 24")
+    if not text.isdigit() or not 4 <= int(text) <= 40:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 4 to 40")
     return int(text)
 
 

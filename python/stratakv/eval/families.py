@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from stratakv.eval.haystack import Haystack
 from stratakv.eval.question import Question, Trial
-from stratakv.eval.words import CITIES, NAMES, NOUNS, THINGS, coined_words
+from stratakv.eval.words import CITIES, NAMES, NOUNS, coined_words
 
 __all__ = ["FAMILIES", "LISTS", "trials"]
 
@@ -35,23 +35,23 @@ def _numbers(chance: random.Random, count: int) -> list[str]:
 
 
 def needles(chance: random.Random, count: int) -> Facts:
-    """One number of one thing in a text, each at a depth of its own (RULER: single)."""
-    things = [f"The {thing}" for thing in chance.sample(THINGS, count)]
-    return _one_of_many("needle", things, chance)
+    """A number for a city, alone in its text (RULER: single)."""
+    return _one_of_many("needle", chance, count)
 
 
 def keys(chance: random.Random, count: int) -> Facts:
-    """A number for each of many cities; one is asked for (RULER: multi-key)."""
-    things = [f"The special magic number for {city}" for city in chance.sample(CITIES, count)]
-    return _one_of_many("keys", things, chance)
+    """A number for each of many cities in one text; one is asked for (RULER: multi-key)."""
+    return _one_of_many("keys", chance, count)
 
 
-def _one_of_many(family: str, things: list[str], chance: random.Random) -> Facts:
+def _one_of_many(family: str, chance: random.Random, count: int) -> Facts:
+    cities, numbers = chance.sample(CITIES, count), _numbers(chance, count)
     sentences, questions = [], []
-    for thing, number, depth in zip(things, _numbers(chance, len(things)), _depths(len(things)), strict=True):
-        sentences.append((depth, f"{thing} is {number}."))
-        question = f"What is t{thing[1:]}?"
-        questions.append(Question(family, question, f"{thing} is", (number,), 12, depth))
+    for city, number, depth in zip(cities, numbers, _depths(count), strict=True):
+        fact = f"special magic number for {city} is"
+        sentences.append((depth, f"The {fact} {number}."))
+        question = f"What is the special magic number for {city}?"
+        questions.append(Question(family, question, f"The {fact}", (number,), 12, depth))
     return sentences, questions
 
 
