@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stratakv import _native
 from stratakv.cache.rotary import Rotary
-from stratakv.cache.selection import Selection
+from stratakv.cache.selection import BLOCK_TOKENS, Selection
 from stratakv.cache.store import Store
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -183,9 +183,18 @@ class PageTable:
         """
         return self.native.read_blocks(slot)
 
-    def read_shares(self, slot: int) -> list[list[list[float]]] | None:
-        """The estimated share of the attention mass of each of those blocks."""
-        return self.native.read_shares(slot)
+    def attention_shares(self, row: int, length: int) -> Tensor | None:
+        """The body of `TieredCache.attention_shares`, (L, H, N): N blocks of `length` tokens."""
+        shares = []
+        for slot in range(self.num_slots):
+            read, given = self.native.read_blocks(slot), self.native.read_shares(slot)
+            if read is None or given is None:
+                return None
+            shares_HN = torch.zeros(len(read[row]), -(-length // BLOCK_TOKENS))
+            for shares_N, own, share in zip(shares_HN, read[row], given[row], strict=True):
+                shares_N[own] = torch.tensor(share)
+            shares.append(shares_HN)
+        return torch.stack(shares) if shares else None
 
     def prefetch(self, slot: int) -> None:
         """Starts reading what the slot's next use misses in RAM."""

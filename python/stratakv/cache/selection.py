@@ -68,7 +68,11 @@ class Selection:
 
     def reads_all_of(self, tokens: int) -> bool:
         """Whether a step over a context of that length reads it whole."""
-        return tokens <= _or(self.dense_below, 2 * self.budget)
+        return tokens <= self._dense_tokens
+
+    @property
+    def _dense_tokens(self) -> int:
+        return _or(self.dense_below, 2 * self.budget)
 
     def native(self, trained_tokens: int) -> dict[str, Any]:
         """The engine's arguments; contexts past `trained_tokens` are numbered by what is read."""
@@ -79,7 +83,7 @@ class Selection:
             "unread": self.unread,
             "growth": self.growth,
             "critical": self.critical_fraction,
-            "dense_below": _or(self.dense_below, 2 * self.budget),
+            "dense_below": self._dense_tokens,
             "dense_prefill_below": _or(self.dense_prefill_below, trained_tokens),
             "trained_tokens": trained_tokens,
         }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
-from stratakv.cli.documents import Document
+from stratakv.cli.documents import Document, Lines
 from stratakv.cli.errors import UsageError
 from stratakv.cli.files import read_texts
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
@@ -227,9 +227,8 @@ def _tell(report: dict[str, Any], cache: TieredCache, out: Output) -> None:
         return
     if out.stderr.isatty():
         for source in report["sources"]:
-            first, last = source["first_line"], source["last_line"]
-            place = f"{source['file']}:{first}" + (f"-{last}" if last > first else "")
-            out.note(out.note_style.dim(f"read from {place} ({100 * source['weight']:.0f} %)"))
+            lines = Lines(source["file"], source["first_line"], source["last_line"])
+            out.note(out.note_style.dim(f"read from {lines} ({100 * source['weight']:.0f} %)"))
         parts = [
             f"{format_count(tokens['reused'])} tokens reused",
             f"{format_count(tokens['prefilled'])} read in {format_seconds(seconds['prefill'])}",

@@ -217,17 +217,15 @@ class Examiner:
                 if self.interrupt.requested:
                     raise StoppedError(len(context), len(context))
                 with self.out.busy(f"{format_count(trial.length)} tokens: question {number} of {len(asked)}"):
-                    result = self._answer(cache, trial, question, context)
+                    result = self._answer(cache, question, context)
                 self.report.add({"length": trial.length, "family": question.family, **result})
 
-    def _answer(
-        self, cache: TieredCache, trial: Trial, question: Question, context: list[int]
-    ) -> dict[str, Any]:
+    def _answer(self, cache: TieredCache, question: Question, context: list[int]) -> dict[str, Any]:
         """Asks a fork of the cache."""
         from stratakv.cli.prompts import document_pieces, encode_text
 
         tokenizer = self.loaded.tokenizer
-        _, asked = document_pieces(tokenizer, trial.text[:1], question.text)
+        _, asked = document_pieces(tokenizer, "", question.text)
         prompt = context + asked + encode_text(tokenizer, question.opening)
         start = time.perf_counter()
         with cache.fork() as fork:

@@ -56,6 +56,8 @@ class Trace:
         self.document = document
         self.offsets = offsets
         self.first = first
+        # The first block that holds nothing but the document.
+        self.first_block = -(-first // BLOCK_TOKENS)
         # One row for each token of the answer, (N): blocks of the document.
         self.rows: list[Tensor] = []
 
@@ -64,13 +66,12 @@ class Trace:
         shares_LHN = cache.attention_shares()
         if shares_LHN is None:
             return
-        start = -(-self.first // BLOCK_TOKENS)
         stop = (self.first + len(self.offsets)) // BLOCK_TOKENS
-        self.rows.append(shares_LHN[..., start:stop].pow(3).sum((0, 1)))
+        self.rows.append(shares_LHN[..., self.first_block : stop].pow(3).sum((0, 1)))
 
     def lines_of(self, block: int) -> Lines | None:
         """The lines of a block of a row."""
-        start = (-(-self.first // BLOCK_TOKENS) + block) * BLOCK_TOKENS - self.first
+        start = (self.first_block + block) * BLOCK_TOKENS - self.first
         own = self.offsets[start : start + BLOCK_TOKENS]
         return self.document.lines(own[0][0], own[-1][1]) if own else None
 

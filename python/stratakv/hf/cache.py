@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from stratakv.cache.page_table import PageTable
-from stratakv.cache.selection import BLOCK_TOKENS, Selection
+from stratakv.cache.selection import Selection
 from stratakv.cache.store import Store
 from stratakv.errors import AlreadyCoveredError, PagesLostError, PagesLostWarning
 from stratakv.hf import session_state, tokens
@@ -384,17 +384,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             each block had, averaged over the query heads of a KV head; 0 for blocks that were not read
             and for those after the last whole page. None where a layer read everything without asking.
         """
-        blocks = -(-self.get_seq_length() // BLOCK_TOKENS)
-        shares = []
-        for slot in range(self._table.num_slots):
-            read, given = self._table.read_blocks(slot), self._table.read_shares(slot)
-            if read is None or given is None:
-                return None
-            shares_HN = torch.zeros(len(read[row]), blocks)
-            for shares_N, own, share in zip(shares_HN, read[row], given[row], strict=True):
-                shares_N[own] = torch.tensor(share)
-            shares.append(shares_HN)
-        return torch.stack(shares) if shares else None
+        return self._table.attention_shares(row, int(self.get_seq_length()))
 
     def save(self, name: str | None = None) -> None:
         """Makes the present state a session of the store, durably.
