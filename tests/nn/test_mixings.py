@@ -60,7 +60,7 @@ def test_rows_and_columns_sum_to_one(name, streams):
     assert (comb >= 0).all()
     exact = 1e-5 if name == "sinkhorn" else 1e-6
     assert (comb.sum(-2) - 1).abs().max() < exact
-    assert (comb.sum(-1) - 1).abs().max() < (1e-3 if name == "sinkhorn" else exact)
+    assert (comb.sum(-1) - 1).abs().max() < (5e-3 if name == "sinkhorn" else exact)
 
 
 @pytest.mark.parametrize(("name", "streams"), CONSTRAINED)

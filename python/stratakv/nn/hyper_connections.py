@@ -22,10 +22,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from stratakv.nn import fused
 from stratakv.nn.mappings import Form, Mappings, gather, mappings_of, project, scatter
 from stratakv.nn.mixings import MixingName, mixing_of
 
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "reference", "fused"]
 # Of the branch's input at the start, for the connection's own stream. Were all streams read alike, their
 # gradients would be alike for ever; see `HyperConnections`.
 READ_SHARE = 0.7
@@ -42,7 +43,7 @@ class Reading:
     Attributes:
         input: (..., C) for the branch.
         mappings: what was read and will be written with.
-        residual: (..., S, C) the streams, as `write` needs them.
+        residual: the streams, as `write` needs them and nothing else should.
     """
 
     input: Tensor
@@ -86,7 +87,9 @@ class HyperConnections(nn.Module):
         sinkhorn_iters: sweeps of Sinkhorn's algorithm.
         norm_eps: of the norm over all streams of a token.
         eps: added to H_pre, and inside Sinkhorn's algorithm.
-        backend: "auto", or "reference" for plain PyTorch.
+        backend: "reference" is plain PyTorch, "fused" the engine's kernels on the CPU (2 to 4 streams,
+            widths that are multiples of 16, "sinkhorn"), "auto" the kernels where they apply. Under
+            `torch.compile` and `torch.func` the reference is used; the kernels have first gradients only.
 
     Attributes:
         weight: (M, S * C) projections, zero at first; None with one stream.
@@ -133,23 +136,34 @@ class HyperConnections(nn.Module):
             self.scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
         else:
             self.form = Form(num_streams, mixing, sinkhorn_iters, norm_eps, eps)
+            self._has_kernels = backend != "reference" and fused.is_supported(self.form, dim)
+            if backend == "fused" and not self._has_kernels:
+                raise ValueError(
+                    f"backend='fused' has no kernels for {num_streams} streams of width {dim} with mixing "
+                    f"{mixing!r} here: use 'auto'"
+                )
             size = sum(self.form.sizes)
             self.weight = nn.Parameter(torch.empty(size, num_streams * dim, dtype=torch.float32))
             self.bias = nn.Parameter(torch.empty(size, dtype=torch.float32))
             self.scale = nn.Parameter(torch.empty(3, dtype=torch.float32))
         self.reset_parameters()
 
+    def initial_values(self) -> dict[str, Tensor]:
+        """By name, what parameters make the connection the ordinary residual one; float64."""
+        if self.form is None:
+            return {"scale": torch.ones(1, dtype=torch.float64)}
+        assert self.weight is not None
+        return {
+            "weight": torch.zeros(self.weight.shape, dtype=torch.float64),
+            "bias": _initial_bias(self.form, self.layer_index),
+            "scale": torch.full((3,), DYNAMIC_SCALE, dtype=torch.float64),
+        }
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Makes the connection the ordinary residual one."""
-        if self.form is None:
-            self.scale.fill_(1)
-            return
-        assert self.weight is not None
-        assert self.bias is not None
-        self.weight.zero_()
-        self.scale.fill_(DYNAMIC_SCALE)
-        self.bias.copy_(_initial_bias(self.form, self.layer_index))
+        for name, value in self.initial_values().items():
+            self.get_parameter(name).copy_(value)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -218,10 +232,23 @@ class HyperConnections(nn.Module):
             )
 
     def _read(self, x_SC: Tensor) -> Reading:
+        if self.form is not None and self._has_kernels:
+            assert self.weight is not None
+            assert self.bias is not None
+            if fused.is_usable(x_SC, self.weight, self.bias, self.scale):
+                return _FusedReading(*fused.read(x_SC, self.weight, self.bias, self.scale, self.form))
         mappings = self.mappings(x_SC)
         if self.form is None:
             return _ScaledResidual(x_SC.squeeze(-2), mappings, x_SC, self.scale)
         return Reading(gather(x_SC, mappings.pre), mappings, x_SC)
+
+
+@dataclass(frozen=True)
+class _FusedReading(Reading):
+    """Read by kernels: `residual` is (N, S, C) and stands for the mixed streams, see `fused.py`."""
+
+    def write(self, y_C: Tensor) -> Tensor:
+        return fused.write(self.residual, y_C, self.mappings)
 
 
 @dataclass(frozen=True)
@@ -252,14 +279,17 @@ class SinglePassHyperConnections(HyperConnections):
             raise ValueError("the single-pass form needs at least 2 streams")
         super().__init__(dim, **options)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Makes the connection the ordinary residual one; what it computes is read with by the next."""
-        super().reset_parameters()
+    def initial_values(self) -> dict[str, Tensor]:
+        """As in `HyperConnections`; what is computed here is read with by the next connection."""
         assert self.form is not None
-        assert self.bias is not None
-        streams = self.num_streams
-        self.bias[:streams] = _initial_bias(self.form, self.layer_index + 1)[:streams]
+        values = super().initial_values()
+        values["bias"] = torch.cat(
+            [
+                _initial_bias(self.form, self.layer_index + 1)[: self.num_streams],
+                values["bias"][self.num_streams :],
+            ]
+        )
+        return values
 
     def forward(  # type: ignore[override]
         self, x_SC: Tensor, branch: Callable[..., Tensor], pre_S: Tensor | None = None, **kwargs: Any
@@ -319,13 +349,22 @@ class StreamHead(nn.Module):
             self.scale = nn.Parameter(torch.empty(1, dtype=torch.float32))
             self.reset_parameters()
 
+    def initial_values(self) -> dict[str, Tensor]:
+        """By name, what parameters make it the mean of the streams; float64."""
+        if self.num_streams == 1:
+            return {}
+        share = torch.full((self.num_streams,), 1 / self.num_streams - self.eps, dtype=torch.float64)
+        return {
+            "weight": torch.zeros(self.weight.shape, dtype=torch.float64),
+            "bias": share.logit(),
+            "scale": torch.full((1,), DYNAMIC_SCALE, dtype=torch.float64),
+        }
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Makes it the mean of the streams."""
-        if self.num_streams > 1:
-            self.weight.zero_()
-            self.scale.fill_(DYNAMIC_SCALE)
-            self.bias.fill_(1 / self.num_streams - self.eps).logit_()
+        for name, value in self.initial_values().items():
+            self.get_parameter(name).copy_(value)
 
     def forward(self, x_SC: Tensor) -> Tensor:
         """(..., S, C) to (..., C) in the streams' dtype."""
