@@ -437,6 +437,8 @@ impl Split {
     }
 }
 
+/// Cuts the first `len` elements off.
+#[expect(clippy::mut_mut, reason = "the slice becomes its rest")]
 fn take<'a, T>(from: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     let (head, tail) = std::mem::take(from).split_at_mut(len);
     *from = tail;
