@@ -143,7 +143,7 @@ impl Dense {
 
     /// The elements of a tensor that [`Dense::floats`] made.
     pub(crate) fn as_floats(&self) -> &[f32] {
-        assert!(self.address % align_of::<f32>() == 0, "{} was made by floats()", self.name);
+        assert!(self.address.is_multiple_of(align_of::<f32>()), "{} was made by floats()", self.name);
         let bytes = self.as_slice();
         if bytes.is_empty() {
             return &[];
@@ -154,7 +154,7 @@ impl Dense {
 
     /// [`Dense::as_floats`], under the condition of [`Dense::as_mut_slice`].
     pub(crate) fn as_mut_floats(&mut self) -> &mut [f32] {
-        assert!(self.address % align_of::<f32>() == 0, "{} was made by floats()", self.name);
+        assert!(self.address.is_multiple_of(align_of::<f32>()), "{} was made by floats()", self.name);
         let bytes = self.as_mut_slice();
         if bytes.is_empty() {
             return &mut [];
