@@ -11,6 +11,7 @@ mod enter;
 mod error;
 mod kv_cache;
 mod store;
+mod streams;
 mod threads;
 
 use pyo3::prelude::*;
@@ -30,6 +31,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<kv_cache::KvCache>()?;
     error::register(module)?;
     codec::register(module)?;
+    streams::register(module)?;
     module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::simd_level, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::doctor, module)?)?;
