@@ -136,7 +136,9 @@ fn sinkhorn(s: usize, logits: &[f64], eps: f64) -> Vec<f64> {
     let mut comb: Vec<f64> = logits.iter().map(|v| v.exp()).collect();
     for row in comb.chunks_mut(s) {
         let sum: f64 = row.iter().sum();
-        row.iter_mut().for_each(|v| *v = *v / sum + eps);
+        for v in row.iter_mut() {
+            *v = *v / sum + eps;
+        }
     }
     for step in 0..2 * FORM.sinkhorn_iters - 1 {
         for a in 0..s {
@@ -253,7 +255,7 @@ fn what_has_no_kernel_is_refused() {
         let case = Case::new(1, 1, streams, width);
         assert!(!case.shape.is_supported());
         let (post, comb) = (vec![0.0; streams], vec![0.0; streams * streams]);
-        let error = write(&Inline, case.shape, &bytes(&case.x), &bytes(&case.y), &post, &comb, &mut vec![]);
+        let error = write(&Inline, case.shape, &bytes(&case.x), &bytes(&case.y), &post, &comb, &mut []);
         assert!(matches!(error, Err(Error::Invalid(_))));
     }
 }
