@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 
 from benches.harness import NotMeasurableHereError, Result, figure
@@ -22,6 +23,15 @@ NUM_ROUNDS = 15
 DEPTH, STREAMS = 8, 4
 
 
+def move(parameters):
+    """Away from where they start, where much is zero."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+
+
 def model_of(**options):
     """A model, its optimizer, and tokens; connections away from where they start."""
     import torch
@@ -30,10 +40,11 @@ def model_of(**options):
 
     torch.manual_seed(0)
     model = StrataLM(TransformerConfig(**SIZES, **options))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "connection" in name or "stream_head" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.02)
+    move(
+        parameter
+        for name, parameter in model.named_parameters()
+        if "connection" in name or "stream_head" in name
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return model, optimizer, torch.randint(0, SIZES["vocab_size"], (BATCH, LENGTH))
 
@@ -56,9 +67,7 @@ def ours(num_tokens, dim):
     connections = torch.nn.ModuleList(
         HyperConnections(dim, num_streams=STREAMS, layer_index=index) for index in range(DEPTH)
     )
-    with torch.no_grad():
-        for parameter in connections.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
+    move(connections.parameters())
 
     def run(x):
         for connection in connections:
@@ -78,9 +87,7 @@ def theirs(num_tokens, dim):
         raise NotMeasurableHereError("the hyper-connections package is not installed") from error
     init, _, _ = make(STREAMS, dim=dim, sinkhorn_iters=20)
     connections = torch.nn.ModuleList(init(layer_index=index) for index in range(DEPTH))
-    with torch.no_grad():
-        for parameter in connections.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
+    move(connections.parameters())
 
     def run(x):
         for connection in connections:
@@ -117,6 +124,11 @@ def kept_bytes(run, x):
     return sum(kept.values())
 
 
+def median_ms(seconds):
+    """Milliseconds, rounded."""
+    return round(1000 * statistics.median(seconds), 1)
+
+
 def rounds(first, second):
     """Alternating samples of both, garbage collected before and not during."""
     for one in (first, second):
@@ -148,8 +160,8 @@ def mhc_step_overhead_cpu() -> Result:
         [ours / theirs - 1 for theirs, ours in pairs],
         {
             "threads": torch.get_num_threads(),
-            "plain_ms": round(1000 * sorted(one for one, _ in pairs)[NUM_ROUNDS // 2], 1),
-            "mhc_ms": round(1000 * sorted(other for _, other in pairs)[NUM_ROUNDS // 2], 1),
+            "plain_ms": median_ms(one for one, _ in pairs),
+            "mhc_ms": median_ms(other for _, other in pairs),
         },
     )
 
@@ -169,8 +181,8 @@ def mhc_vs_hyper_connections() -> Result:
     return Result(
         [theirs / ours for ours, theirs in pairs],
         {
-            "ours_ms": round(1000 * sorted(one for one, _ in pairs)[NUM_ROUNDS // 2], 1),
-            "package_ms": round(1000 * sorted(other for _, other in pairs)[NUM_ROUNDS // 2], 1),
+            "ours_ms": median_ms(one for one, _ in pairs),
+            "package_ms": median_ms(other for _, other in pairs),
         },
     )
 

@@ -8,7 +8,6 @@ update), `loss.svg`, and at the end the model and its tokenizer as transformers 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import tomllib
@@ -23,8 +22,9 @@ from stratakv.cli.output import Output, format_count, format_seconds
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stratakv.cli.engine import Interrupt
     from stratakv.nn import StrataLM
-    from stratakv.train import Step, TrainConfig, Trainer
+    from stratakv.train import Step, Trainer
 
 __all__ = ["configure", "run"]
 
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     import torch
 
-    from stratakv.train import TrainConfig
+    from stratakv.cli.engine import Interrupt
+    from stratakv.train import TrainConfig, Trainer
 
     try:
         config = TrainConfig(
@@ -102,15 +103,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
             tokens, tokenizer = _tokens(chosen, directory)
         torch.manual_seed(config.seed)
         model = _model(chosen, len(tokenizer))
-        trainer = _trainer(model, tokens, config, directory)
+        trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors")
+        trainer.resume()
     except ValueError as error:
         raise UsageError(str(error)) from None
     count = sum(parameter.numel() for parameter in model.parameters())
     went_on = f", going on after update {format_count(trainer.step)}" if trainer.step else ""
     out.note(f"{format_count(count)} parameters, {format_count(len(tokens))} tokens of text{went_on}")
-    try:
-        _train(trainer, directory, args, out)
-    except KeyboardInterrupt:
+    with Interrupt() as interrupt:
+        _train(trainer, directory, args, interrupt, out)
+    if not trainer.is_done:
         trainer.save()
         out.note(f"stopped after update {format_count(trainer.step)}: the same command goes on from there")
         return 130
@@ -173,21 +175,10 @@ def _model(chosen: dict[str, Any], vocab_size: int) -> StrataLM:
     )
 
 
-def _trainer(model: StrataLM, tokens: Tensor, config: TrainConfig, directory: Path) -> Trainer:
-    """Gone on from the directory's checkpoint, if there is one."""
-    from stratakv.train import Trainer, checkpoint
-
-    path = directory / "checkpoint.safetensors"
-    if path.exists():
-        saved = checkpoint.read_progress(path)["model"]
-        if saved != dataclasses.asdict(model.config):
-            raise ValueError(f"{path} is of a model with other sizes: give those, or another --out")
-    trainer = Trainer(model, tokens, config, path)
-    trainer.resume()
-    return trainer
-
-
-def _train(trainer: Trainer, directory: Path, args: argparse.Namespace, out: Output) -> None:
+def _train(
+    trainer: Trainer, directory: Path, args: argparse.Namespace, interrupt: Interrupt, out: Output
+) -> None:
+    """Updates until all are done, or Ctrl-C was pressed: never half of one."""
     from stratakv.cli.progress import Progress
 
     per_step = trainer.config.batch * trainer.config.length
@@ -198,7 +189,7 @@ def _train(trainer: Trainer, directory: Path, args: argparse.Namespace, out: Out
         log.open("a") as file,
         Progress(out.stderr, label="train", total=total, done=done, show=args.progress) as progress,
     ):
-        while not trainer.is_done:
+        while not (trainer.is_done or interrupt.requested):
             step = trainer.advance()
             file.write(json.dumps(step.as_dict()) + "\n")
             file.flush()

@@ -36,14 +36,14 @@ def save(
     beside.replace(path)
 
 
-def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Puts a checkpoint's values into model and optimizers; gives the progress.
+def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Puts a checkpoint's values into model and optimizers.
 
     Raises:
         ValueError: a file of something else, or of another model.
     """
     with safe_open(path, framework="pt") as file:
-        progress = _progress(path, file.metadata())
+        _progress(path, file.metadata())
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     expected = _parameters(model)
     found = {
@@ -62,7 +62,6 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
                 number, key = name.removeprefix(prefix).split(".")
                 state.setdefault(int(number), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return progress
 
 
 def read_progress(path: Path) -> dict[str, Any]:

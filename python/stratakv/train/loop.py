@@ -162,11 +162,16 @@ class Trainer:
         """Goes on from the checkpoint, if there is one; whether there was.
 
         Raises:
-            ValueError: it is of another run: only the number of steps and the intervals may differ.
+            ValueError: it is of another model or run: only the number of steps and the intervals may differ.
         """
         if self.path is None or not self.path.exists():
             return False
-        saved = checkpoint.read_progress(self.path)["train"]
+        progress = checkpoint.read_progress(self.path)
+        if progress["model"] != asdict(self.model.config):
+            raise ValueError(
+                f"{self.path} is of another model, with other sizes: give those, or another directory"
+            )
+        saved = progress["train"]
         free = {"steps", "eval_every", "eval_batches", "save_every"}
         different = [
             f"{name}={saved[name]} there, {value} here"
@@ -175,7 +180,7 @@ class Trainer:
         ]
         if different:
             raise ValueError(f"{self.path} is of another run: {'; '.join(different)}")
-        progress = checkpoint.load(self.path, self.model, self.optimizers)
+        checkpoint.load(self.path, self.model, self.optimizers)
         self.step = progress["step"]
         self.history = [Step(**step) for step in progress["history"]]
         return True

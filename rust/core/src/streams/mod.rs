@@ -16,6 +16,8 @@
 //!
 //! Source: mHC (arXiv 2512.24880); `python/stratakv/nn/mappings.py` is the slow reference.
 
+mod backward;
+mod forward;
 mod kernel;
 mod sinkhorn;
 
@@ -50,7 +52,7 @@ pub struct Shape {
 impl Shape {
     /// M.
     pub const fn numbers(self) -> usize {
-        (2 + self.streams) * self.streams
+        kernel::numbers_of(self.streams)
     }
 
     const fn row_bytes(self) -> usize {
