@@ -34,6 +34,8 @@ def test_trains_goes_on_and_answers(tmp_path, book, capsys):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
     assert log[3]["loss"] == first["loss"]
+    assert main([*arguments, "--steps", "5"]) == 0  # fewer than were done
+    assert json.loads(capsys.readouterr().out)["held_out"] == last["held_out"]
     assert (run / "loss.svg").read_text().startswith("<svg")
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,6 +68,8 @@ def test_a_file_of_options_and_flags_before_it(tmp_path, book, capsys):
         ('residual = "none"', "there are mhc"),
         ("steps = ", "run.toml"),
         ("lr = -1.0", "lr=-1.0 must be positive"),
+        ('lr = "fast"', "lr='fast' is not a number"),
+        ("steps = 1.5", "steps=1.5 is not a whole number"),
         ("num_heads = 3", "must be a multiple of"),
         ("length = 100000", "give more text"),
     ],

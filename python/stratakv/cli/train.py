@@ -8,6 +8,7 @@ update), `loss.svg`, and at the end the model and its tokenizer as transformers 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import tomllib
@@ -135,6 +136,8 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.config}: {', '.join(unknown)} is no option",
                 f"there are {', '.join(sorted(DEFAULTS))}",
             )
+        for name, kind, *_ in (*MODEL_NUMBERS, *TRAIN_NUMBERS):
+            _check_number(args.config, name, kind, written.get(name, DEFAULTS[name]))
     flags = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     chosen = DEFAULTS | written | flags
     if chosen["residual"] not in RESIDUALS:
@@ -145,6 +148,13 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     if isinstance(chosen["text"], str):
         chosen["text"] = [chosen["text"]]
     return chosen
+
+
+def _check_number(file: str, name: str, kind: type, value: Any) -> None:
+    accepted = (int,) if kind is int else (int, float)
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        what = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{file}: {name}={value!r} is not {what}")
 
 
 def _tokens(chosen: dict[str, Any], directory: Path) -> tuple[Tensor, Any]:
@@ -226,6 +236,8 @@ def _report(trainer: Trainer, directory: Path, out: Output) -> None:
     }
     (directory / "loss.svg").write_text(loss_plot(curves, "Loss"))
     last = history[-1]
+    if last.held_out is None:  # Asked for fewer updates than were done already.
+        last = dataclasses.replace(last, held_out=trainer.evaluate())
     seconds = sum(step.seconds for step in history)
     if out.json_mode:
         out.json({**last.as_dict(), "seconds_total": seconds, "directory": str(directory)})
