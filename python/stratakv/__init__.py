@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stratakv import fp8 as fp8
     from stratakv import nn as nn
     from stratakv._native import __version__ as __version__
+    from stratakv.cache.selection import Look as Look
     from stratakv.cache.selection import Selection as Selection
     from stratakv.cache.store import Store as Store
     from stratakv.errors import StrataError as StrataError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "TieredCache": "stratakv.hf",
     "attach": "stratakv.hf",
+    "Look": "stratakv.cache.selection",
     "Selection": "stratakv.cache.selection",
     "Store": "stratakv.cache.store",
     "StrataError": "stratakv.errors",
@@ -35,7 +37,7 @@ _HOMES = {
 # Sub-packages that are names of their own, as in `stratakv.fp8.convert(model)`.
 _PACKAGES = frozenset({"fp8", "nn"})
 
-__all__ = ["Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8", "nn"]
+__all__ = ["Look", "Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8", "nn"]
 
 
 def __getattr__(name: str) -> Any:

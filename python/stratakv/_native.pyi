@@ -5,6 +5,7 @@ D head dim (keys and values may differ). Tensors are CPU tensors of float32, bfl
 float16 with a contiguous last dimension; every call checks that and releases the GIL.
 """
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, final
 
@@ -176,6 +177,7 @@ class KvCache:
         dense_below: int,
         dense_prefill_below: int,
         trained_tokens: int,
+        sketches: bool,
     ) -> None:
         """Makes `attend` read a part of long contexts.
 
@@ -185,10 +187,19 @@ class KvCache:
         be left out. A causal call of more tokens is a prefill: where its context is longer than
         `dense_prefill_below`, 64 tokens at a time read their own blocks and so many. Contexts past
         `trained_tokens` are numbered by what is read. With planes, the share `critical` of the blocks, those
-        of the largest mass, is read in 16 bits, the rest in FP8. Needs a rotary.
+        of the largest mass, is read in 16 bits, the rest in FP8. With `sketches`, the far blocks of long
+        contexts are told from sketches; without, each is estimated from its summary. Needs a rotary.
         """
     def select_all(self) -> None:
         """From now on `attend` reads everything."""
+    def focus(self, rows: Sequence[Sequence[int]], own: int) -> None:
+        """Blocks, by row and in any order, that all heads read where they select; no rows for none.
+
+        Beside them a head reads the sinks, the window and `own` blocks of its choice, instead of a budget.
+
+        Raises:
+            ValueError: another number of rows than the cache has.
+        """
     def selected(self, layer: int) -> tuple[float, float] | None:
         """What the layer's last attend read; None where it read everything.
 

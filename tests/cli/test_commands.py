@@ -160,6 +160,7 @@ def test_ask_reads_a_part_of_a_long_text_and_goes_on_with_it(run_json, run, tmp_
         "budget": None,
         "tokens": sum(whole["tokens"][of] for of in ("context", "question", "answer")),
         "unread_share": 0.0,
+        "focus_blocks": 0,
     }
     with pytest.raises(SystemExit):
         run("ask", long, "what?", "--budget", 10)

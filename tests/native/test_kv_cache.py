@@ -227,6 +227,7 @@ def test_a_step_tells_which_blocks_it_read(store):
         dense_below=0,
         dense_prefill_below=4096,
         trained_tokens=4096,
+        sketches=True,
     )
     out = torch.empty_like(query)
     cache.attend(1, query, out, 0.3)

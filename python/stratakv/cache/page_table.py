@@ -164,6 +164,10 @@ class PageTable:
             self.native.select(**arguments)
             self.dense_prefill_below = arguments["dense_prefill_below"]
 
+    def focus(self, rows: list[list[int]], own: int) -> None:
+        """The body of `TieredCache.focus`, for every row; no rows for none."""
+        self.native.focus(rows, own)
+
     def selected(self) -> tuple[float, float] | None:
         """Tokens that the last step read per head, and the estimated share of the mass that it did not.
 

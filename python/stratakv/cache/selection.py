@@ -25,6 +25,8 @@ class Selection:
         growth: how many budgets such a step may read, at most.
         critical_fraction: share of what a step reads that it reads in 16 bits, the blocks of the largest
             attention mass; the rest in FP8. Of a cache of mixed precision; others read 16 bits always.
+        sketches: whether the far blocks of a long context are told from sketches, at a cost that does not
+            grow with the context. Without, every block is estimated from its summary.
 
     Raises:
         ValueError: a number out of range; the message says what is accepted.
@@ -38,6 +40,7 @@ class Selection:
     unread: float = 0.1
     growth: float = 2.0
     critical_fraction: float = 0.05
+    sketches: bool = True
 
     def __post_init__(self) -> None:
         for name in ("budget", "sinks", "window", "dense_below", "dense_prefill_below"):
@@ -70,6 +73,10 @@ class Selection:
         """Whether a step over a context of that length reads it whole."""
         return tokens <= self._dense_tokens
 
+    def far_blocks(self, tokens: int) -> range:
+        """The blocks of a context of that length between the sinks and the window."""
+        return range(_blocks(self.sinks), max(tokens - self.window, 0) // BLOCK_TOKENS)
+
     @property
     def _dense_tokens(self) -> int:
         return _or(self.dense_below, 2 * self.budget)
@@ -86,7 +93,37 @@ class Selection:
             "dense_below": self._dense_tokens,
             "dense_prefill_below": _or(self.dense_prefill_below, trained_tokens),
             "trained_tokens": trained_tokens,
+            "sketches": self.sketches,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a question is looked up in a context that is longer than its model was trained on.
+
+    Attributes:
+        places: so many blocks are then read by all heads.
+        neighbours: blocks on each side of a place that are read with it.
+        own: blocks that each head chooses besides.
+        question: tokens at the end of the prompt that ask; the more, the longer it takes.
+        budget: tokens that a step reads per head while it looks.
+
+    Raises:
+        ValueError: a number out of range; the message says what is accepted.
+    """
+
+    places: int = 8
+    neighbours: int = 2
+    own: int = 1
+    question: int = 64
+    budget: int = 2048
+
+    def __post_init__(self) -> None:
+        least = {"places": 1, "neighbours": 0, "own": 0, "question": 1, "budget": 256}
+        for name, accepted in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < accepted:
+                raise ValueError(f"{name}={value!r}: accepted are whole numbers from {accepted} on")
 
 
 def _or(value: int | None, default: int) -> int:

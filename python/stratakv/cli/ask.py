@@ -47,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="an HTML page of where each word of the answer came from",
     )
     options.add_budget_option(parser)
+    options.add_look_option(parser)
     options.add_tier_options(parser, ram="256MiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
@@ -150,7 +151,7 @@ def _answer(driver: Driver, cache: TieredCache, prompt: Prompt, args: argparse.N
         cache.save()
     if trace is not None:
         _ask_where_it_looks(cache, len(whole_prompt) + args.max_new_tokens)
-    rest = driver.prefill(whole_prompt, quiet=True)
+    rest = driver.prefill_question(whole_prompt, look=args.look, quiet=True)
     stream, pieces, num_tokens, first_token_seconds = TextStream(loaded.tokenizer), [], 0, None
     for token in driver.decode(rest.logits_V, args.max_new_tokens):
         if trace is not None:
@@ -176,7 +177,7 @@ def _answer(driver: Driver, cache: TieredCache, prompt: Prompt, args: argparse.N
             "prefilled": len(whole_prompt) - reused,
             "answer": num_tokens,
         },
-        "reading": reading(cache, args.budget),
+        "reading": {**reading(cache, args.budget), "focus_blocks": len(cache.focused)},
         "seconds": {
             "load": loaded.load_seconds,
             "prefill": context_seconds + rest.seconds,

@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `chat`."""
     parser.add_argument("--session", metavar="NAME", default="chat", help="its name (default: %(default)s)")
     options.add_budget_option(parser)
+    options.add_look_option(parser)
     options.add_tier_options(parser, ram="256MiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
@@ -154,7 +155,7 @@ class Chat:
                 show=self.args.progress,
             )
             try:
-                read = driver.prefill(ids)
+                read = driver.prefill_question(ids, look=self.args.look)
             except StoppedError:
                 self._take_back()
                 return

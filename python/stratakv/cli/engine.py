@@ -7,11 +7,10 @@ handed out. The end-of-answer token is never put into the cache.
 
 from __future__ import annotations
 
-import inspect
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from stratakv.cache.selection import Look
 from stratakv.cli.output import Output
 from stratakv.cli.progress import Progress, Tiers
 
@@ -46,6 +46,17 @@ class Tiered(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Sizes and counters per tier."""
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """What a cache that finds its way in long contexts also has."""
+
+    def look(self, input_ids: list[int], *, on_token: Callable[[int, int], None]) -> list[int]:
+        """Finds the blocks that answer the end of a prompt."""
+
+    def focus(self, blocks: Sequence[int]) -> None:
+        """Blocks that all heads read."""
 
 
 class StoppedError(Exception):
@@ -142,6 +153,40 @@ class Driver:
                 progress.update(position + len(piece), self._tiers() if progress.enabled else None)
         return Prefilled(len(ids) - covered, time.perf_counter() - start, logits_V)
 
+    def prefill_question(
+        self, ids: Sequence[int], *, look: bool = True, label: str = "prefill", quiet: bool = False
+    ) -> Prefilled:
+        """Like `prefill`, of a prompt that ends in a question.
+
+        Where the context is longer than the model was trained on, the question is looked up first, which
+        takes another pass over its last tokens. Without `look`, or with another cache, it is not.
+
+        Raises:
+            StoppedError: Ctrl-C; the cache covers whole tokens.
+        """
+        if not isinstance(self.cache, Looking):
+            return self.prefill(ids, label=label, quiet=quiet)
+        self.cache.focus([])
+        if not look:
+            return self.prefill(ids, label=label, quiet=quiet)
+        tokens, seconds = 0, 0.0
+        before = len(ids) - Look().question
+        if self.cache.get_seq_length() < before:
+            read = self.prefill(ids[:before], label=label, quiet=quiet)
+            tokens, seconds = read.tokens, read.seconds
+        elif self.cache.get_seq_length() >= len(ids):
+            self.cache.crop(len(ids) - 1 - self.cache.get_seq_length())
+
+        def check_interrupt(done: int, total: int) -> None:
+            if self.interrupt.requested:
+                raise StoppedError(self.cache.get_seq_length(), len(ids))
+
+        start = time.perf_counter()
+        self.cache.look(list(ids), on_token=check_interrupt)
+        seconds += time.perf_counter() - start
+        rest = self.prefill(ids, label=label, quiet=quiet or tokens > 0)
+        return Prefilled(tokens + rest.tokens, seconds + rest.seconds, rest.logits_V)
+
     def decode(self, logits_V: torch.Tensor, max_new_tokens: int) -> Iterator[int]:
         """Greedy tokens, until the answer ends, the limit is reached, or Ctrl-C.
 
@@ -159,13 +204,11 @@ class Driver:
     @torch.inference_mode()
     def step(self, ids: Sequence[int]) -> torch.Tensor:
         """One forward pass over `ids` (T); the logits (V,) of the last."""
-        from stratakv.hf.library import cache_kwargs
+        from stratakv.hf.library import cache_kwargs, last_logits_only
 
         model = self.loaded.model
         input_ids_BT = torch.tensor([list(ids)], device=model.device)
-        options = cache_kwargs(self.cache)
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            options["logits_to_keep"] = 1  # only the last position's: T x V floats are not small
+        options = cache_kwargs(self.cache) | last_logits_only(model)
         result = model(input_ids=input_ids_BT, use_cache=True, **options)
         logits_V: torch.Tensor = result.logits[0, -1]
         return logits_V

@@ -88,6 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="JSON file of the results, written after every answer; a run that was stopped goes on from it",
     )
     options.add_budget_option(parser)
+    options.add_look_option(parser)
     options.add_tier_options(parser, ram="1GiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
@@ -137,6 +138,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "model": loaded.name,
             "dtype": loaded.dtype,
             "budget": args.budget or "all",
+            "look": args.look,
             "text": args.text or "the standard library of Python",
             "count": args.count,
             "seed": args.seed,
@@ -230,7 +232,7 @@ class Examiner:
         start = time.perf_counter()
         with cache.fork() as fork:
             driver = self._driver(fork)
-            prefilled = driver.prefill(prompt, quiet=True)
+            prefilled = driver.prefill_question(prompt, look=self.args.look, quiet=True)
             asked_seconds = time.perf_counter() - start
             tokens = list(driver.decode(prefilled.logits_V, question.max_new_tokens))
             read = fork.stats()["cache"].get("read_tokens")

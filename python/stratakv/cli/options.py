@@ -11,6 +11,7 @@ __all__ = [
     "add_decoding_options",
     "add_directory_option",
     "add_json_option",
+    "add_look_option",
     "add_model_options",
     "add_progress_option",
     "add_tier_options",
@@ -118,6 +119,17 @@ def add_budget_option(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="tokens of a long text that each step reads, the most relevant ones; all reads everything, "
         "as older sessions do (default: %(default)s)",
+    )
+
+
+def add_look_option(parser: argparse.ArgumentParser) -> None:
+    """`--look` and `--no-look`."""
+    parser.add_argument(
+        "--look",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where a text is longer than the model was trained on, go over the question twice: to find the "
+        "places that answer it, then to read them (default: --look)",
     )
 
 

@@ -28,6 +28,11 @@ class ModelBinding:
         self._remove: Callable[[], None] | None = None
         self._names = _parameter_names(model)
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, while it is there."""
+        return self._model()
+
     def acquire(self) -> None:
         """One more cache uses the hook."""
         self._num_users += 1

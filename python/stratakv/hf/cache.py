@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from stratakv.cache.page_table import PageTable
-from stratakv.cache.selection import Selection
+from stratakv.cache.selection import BLOCK_TOKENS, Look, Selection
 from stratakv.cache.store import Store
 from stratakv.errors import AlreadyCoveredError, PagesLostError, PagesLostWarning
 from stratakv.hf import session_state, tokens
@@ -31,6 +32,7 @@ from stratakv.hf.binding import ModelBinding, bind
 from stratakv.hf.compat import check_version, is_full_attention, layer_plan
 from stratakv.hf.fingerprint import model_settings
 from stratakv.hf.layers import TieredLayer
+from stratakv.hf.looking import agreed_blocks
 
 DEFAULT_PAGE_TOKENS = 64
 NO_TRAINED_WINDOW = 1 << 40  # of a model whose config names none: positions are always true
@@ -229,6 +231,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         self._salted_from: int | None = None
         self._closed = False
         self._finalizer = None
+        self.focused: list[int] = []
         if binding is not None:
             binding.acquire()
             self._finalizer = weakref.finalize(self, binding.abandon)
@@ -273,6 +276,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             layer.reset()
         self._table.reset()
         self._mask = self._salted_from = None
+        self.focused = []
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was; page tables move, tensors do not."""
@@ -373,6 +377,67 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         """What a step reads of a long context; None where that is everything."""
         return self._table.selection
 
+    def look(
+        self,
+        input_ids: Tensor | list[int],
+        how: Look | None = None,
+        *,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[int]:
+        """Finds where a long context answers the end of a prompt, and lets the coming steps read there.
+
+        For contexts that are longer than the model was trained on, where one pass finds little: call it
+        before generating, once the cache covers what is asked about. Shorter ones, and caches that read
+        everything, are left as they are. What was found stays in force until the next `look`, `focus`
+        or `reset`.
+
+        Args:
+            input_ids: the whole prompt, the question at its end: a list, or a tensor of (N,) or (1, N).
+            how: how to look; None is `Look()`.
+            on_token: is called with the tokens of the question that are done and all of them; what it
+                raises stops the search.
+
+        Returns:
+            The blocks of 16 tokens that all heads will read, ascending.
+
+        Raises:
+            ValueError: a batch; or a prompt that is not longer than what the cache covers.
+        """
+        ids = one_row(input_ids)
+        if self._num_rows() > 1:
+            raise ValueError(f"look needs a cache of one row; this one holds {self._num_rows()}")
+        if len(ids) <= self.get_seq_length():
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens, and the cache covers {self.get_seq_length()}: pass all that "
+                "it covers and the question after it, or call cache.match(input_ids) first"
+            )
+        self.focus([])
+        model = None if self.binding is None else self.binding.model
+        if model is None or self.attachment is None or self.selection is None:
+            return []
+        if not self.get_seq_length() or len(ids) <= (self.attachment.trained_tokens or NO_TRAINED_WINDOW):
+            return []
+        how = how or Look()
+        self.focus(agreed_blocks(self, model, ids, how, on_token), how.own)
+        return self.focused
+
+    def focus(self, blocks: Sequence[int], own: int = 1) -> None:
+        """From now on all heads read the same blocks of a long context, instead of a budget of their choice.
+
+        Args:
+            blocks: blocks of 16 tokens, counted from the first token on, of every row; without any, each head
+                chooses again.
+            own: blocks that each head chooses besides; the sinks and the window are always read.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if own < 0 or any(block < 0 for block in blocks):
+            raise ValueError(f"focus({list(blocks)}, own={own}): accepted are whole numbers from 0 on")
+        self.focused = sorted(set(blocks))
+        if self._table.num_slots:
+            self._table.focus([self.focused] * self._num_rows() if self.focused else [], own)
+
     def attention_shares(self, row: int = 0) -> Tensor | None:
         """Where the last step of decoding looked: shares of the attention mass, as the summaries tell.
 
@@ -436,6 +501,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         twin._assemble(layers, table, self._store.share(), self.binding, self.attachment)
         twin.name = name
         twin._mask, twin._salted_from = self._mask, self._salted_from
+        twin.focused = list(self.focused)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -583,6 +649,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
 
     def _crop_pages(self, length: int) -> None:
         self._table.crop(length)
+        self.focused = [block for block in self.focused if block < length // BLOCK_TOKENS]
         if self._mask is not None:
             self._mask = self._mask[:, :length]
         if self._salted_from is not None and self._salted_from >= length:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import transformers
+from torch import nn
 from transformers.cache_utils import (
     DYNAMIC_LAYER_TYPE_MAPPING,
     DynamicLayer,
@@ -21,6 +23,11 @@ CACHE_ARGUMENT = "cache" if VERSION >= (5, 24) else "past_key_values"
 def cache_kwargs(cache: Any) -> dict[str, Any]:
     """A cache as a keyword argument of `generate` or of a forward pass, by the name of this release."""
     return {CACHE_ARGUMENT: cache}
+
+
+def last_logits_only(model: nn.Module) -> dict[str, Any]:
+    """Arguments of a forward pass that wants the last position's logits: all of them are not small."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def check_version() -> None:

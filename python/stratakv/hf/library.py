@@ -3,6 +3,13 @@
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from stratakv.hf.compat import cache_kwargs
+from stratakv.hf.compat import cache_kwargs, last_logits_only
 
-__all__ = ["AutoModelForCausalLM", "AutoTokenizer", "DynamicCache", "cache_kwargs", "transformers_logging"]
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "DynamicCache",
+    "cache_kwargs",
+    "last_logits_only",
+    "transformers_logging",
+]

@@ -170,7 +170,7 @@ impl KvCache {
         self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, rotated))
     }
 
-    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, dense_prefill_below, trained_tokens))]
+    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, dense_prefill_below, trained_tokens, sketches))]
     fn select(
         &self,
         py: Python<'_>,
@@ -183,16 +183,27 @@ impl KvCache {
         dense_below: usize,
         dense_prefill_below: usize,
         trained_tokens: usize,
+        sketches: bool,
     ) -> PyResult<()> {
         let guard = Guard { unread, growth };
         let budget = Budget { blocks, sinks, window, critical, guard };
         self.with(py, |cache| {
-            cache.select(Some(Selection { budget, dense_below, dense_prefill_below, trained_tokens }))
+            cache.select(Some(Selection {
+                budget,
+                dense_below,
+                dense_prefill_below,
+                trained_tokens,
+                sketches,
+            }))
         })
     }
 
     fn select_all(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, |cache| cache.select(None))
+    }
+
+    fn focus(&self, py: Python<'_>, rows: Vec<Vec<u32>>, own: usize) -> PyResult<()> {
+        self.with(py, |cache| cache.focus(rows, own))
     }
 
     fn selected(&self, py: Python<'_>, layer: usize) -> PyResult<Option<(f32, f32)>> {

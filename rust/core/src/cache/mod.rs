@@ -42,6 +42,7 @@ use feed::Prefetch;
 use layout::Layout;
 use notes::Notes;
 use persist::OpenSession;
+use sparse::Focus;
 use table::Table;
 
 /// How a cache is made.
@@ -87,6 +88,8 @@ pub struct KvCache {
     turns: Option<Turns>,
     /// What is read of a context that is longer than it says.
     selection: Option<Selection>,
+    /// What is read whatever is selected.
+    focus: Focus,
 }
 
 /// One layer's geometry and tables.
@@ -178,6 +181,7 @@ impl KvCache {
             scratch: attend::Scratch::default(),
             turns,
             selection: None,
+            focus: Focus::default(),
             config,
         })
     }
@@ -268,6 +272,9 @@ impl KvCache {
         for notes in &mut self.notes {
             notes.truncate(length);
         }
+        for blocks in &mut self.focus.rows {
+            blocks.retain(|block| (*block as usize) < length / BLOCK_TOKENS);
+        }
     }
 
     /// Row `i` becomes what row `rows[i]` was; any number of rows.
@@ -288,6 +295,9 @@ impl KvCache {
         if !self.notes.is_empty() {
             self.notes = rows.iter().map(|row| self.notes[*row].clone()).collect();
         }
+        if !self.focus.rows.is_empty() {
+            self.focus.rows = rows.iter().map(|row| self.focus.rows[*row].clone()).collect();
+        }
         self.rows = rows.len();
         Ok(())
     }
@@ -298,6 +308,7 @@ impl KvCache {
         self.attended = None;
         self.layers.fill_with(Layer::default);
         self.notes.clear();
+        self.focus = Focus::default();
         self.rows = 0;
         self.session = None;
     }
@@ -323,6 +334,7 @@ impl KvCache {
             scratch: attend::Scratch::default(),
             turns: self.turns.clone(),
             selection: self.selection,
+            focus: self.focus.clone(),
         })
     }
 

@@ -142,20 +142,27 @@ impl Picker {
 impl Choice {
     /// Chooses among N blocks by their `shares` of the mass, which with the `rest`, that of blocks
     /// which are out of the question, add up to 1. A share that is no number counts as the
-    /// largest: what can't be estimated is read.
-    pub fn pick(&mut self, shares: &[f32], rest: f32, budget: &Budget) {
+    /// largest: what can't be estimated is read. The blocks of `focus`, ascending, are read
+    /// whatever their shares.
+    pub fn pick(&mut self, shares: &[f32], rest: f32, budget: &Budget, focus: &[u32]) {
         let count = shares.len();
         let sinks = budget.sinks.min(count);
         let window = budget.window.min(count - sinks);
+        let below = |end: usize| focus.partition_point(|block| (*block as usize) < end);
+        let focus = &focus[below(sinks)..below(count - window).max(below(sinks))];
         let order = &mut self.order;
         order.clear();
-        order.extend((sinks..count - window).map(|block| ranked(shares[block], block)));
+        let mut kept = focus.iter().peekable();
+        let others = (sinks..count - window).filter(|block| kept.next_if_eq(&&(*block as u32)).is_none());
+        order.extend(others.map(|block| ranked(shares[block], block)));
         let forced: f32 = shares[..sinks].iter().chain(&shares[count - window..]).sum();
+        let forced = forced + focus.iter().map(|block| shares[*block as usize]).sum::<f32>();
         let total = rest + forced + order.iter().map(|block| share_of(*block)).sum::<f32>();
         // The best `wanted`, then as many more as the guard asks for, best first.
-        let wanted = budget.blocks.saturating_sub(sinks + window).min(order.len());
+        let always = sinks + window + focus.len();
+        let wanted = budget.blocks.saturating_sub(always).min(order.len());
         let most = ((budget.blocks as f32 * budget.guard.growth) as usize)
-            .saturating_sub(sinks + window)
+            .saturating_sub(always)
             .clamp(wanted, order.len());
         if wanted > 0 && wanted < order.len() {
             order.select_nth_unstable(wanted - 1);
@@ -176,6 +183,7 @@ impl Choice {
         self.blocks.clear();
         self.blocks.extend(0..sinks as u32);
         self.blocks.extend(order[..taken].iter().map(|block| block_of(*block)));
+        self.blocks.extend_from_slice(focus);
         self.blocks.extend((count - window) as u32..count as u32);
         self.blocks.sort_unstable();
         self.shares.clear();

@@ -231,7 +231,9 @@ proptest! {
         sinks in 0_usize..4,
         window in 0_usize..8,
         critical in 0.0_f32..=1.0,
+        focus in proptest::collection::btree_set(0_u32..200, 0..30),
     ) {
+        let focus: Vec<u32> = focus.into_iter().filter(|block| (*block as usize) < count).collect();
         let mut random = Random(seed);
         let mut shares: Vec<f32> = random.values(count).iter().map(|x| x.abs()).collect();
         let total: f32 = shares.iter().sum();
@@ -242,11 +244,13 @@ proptest! {
         let budget = Budget { blocks: blocks.max(sinks + window), sinks, window, critical, guard };
         prop_assert!(budget.check().is_ok());
         let mut choice = Choice::default();
-        choice.pick(&shares, 0.0, &budget);
+        choice.pick(&shares, 0.0, &budget, &focus);
         let chosen = &choice.blocks;
-        prop_assert_eq!(chosen.len(), budget.blocks.min(count));
         prop_assert!(chosen.is_sorted_by(|a, b| a < b));
-        let forced = |block: usize| block < sinks || block + window >= count;
+        let forced =
+            |block: usize| block < sinks || block + window >= count || focus.contains(&(block as u32));
+        let always = (0..count).filter(|block| forced(*block)).count();
+        prop_assert_eq!(chosen.len(), budget.blocks.max(always).min(count));
         prop_assert!((0..count).filter(|block| forced(*block)).all(|block| chosen.contains(&(block as u32))));
         let is_read = |block: &usize| chosen.contains(&(*block as u32));
         let least = (0..count).filter(|b| is_read(b) && !forced(*b)).map(|b| shares[b]).fold(2.0, f32::min);
@@ -317,12 +321,12 @@ fn the_guard_reads_as_much_more_as_it_needs_and_not_more() {
         guard: Guard { unread, growth },
     };
     let mut choice = Choice::default();
-    choice.pick(&shares, 0.0, &budget(0.5, 4.0));
+    choice.pick(&shares, 0.0, &budget(0.5, 4.0), &[]);
     assert!((49..=51).contains(&choice.blocks.len()), "{}", choice.blocks.len());
     assert!(choice.unread <= 0.51);
-    choice.pick(&shares, 0.0, &budget(0.5, 2.0));
+    choice.pick(&shares, 0.0, &budget(0.5, 2.0), &[]);
     assert_eq!(choice.blocks.len(), 40);
-    choice.pick(&shares, 0.0, &budget(1.0, 4.0));
+    choice.pick(&shares, 0.0, &budget(1.0, 4.0), &[]);
     assert_eq!(choice.blocks.len(), 20);
 }
 
@@ -342,7 +346,7 @@ fn what_is_no_number_is_read() {
     let guard = Guard { unread: 1.0, growth: 1.0 };
     let budget = Budget { blocks: 1, sinks: 0, window: 0, critical: 0.0, guard };
     let mut choice = Choice::default();
-    choice.pick(&[0.9, f32::NAN, 0.1], 0.0, &budget);
+    choice.pick(&[0.9, f32::NAN, 0.1], 0.0, &budget, &[]);
     assert_eq!(choice.blocks, [1]);
 }
 
@@ -368,7 +372,7 @@ fn the_rest_counts_as_unread() {
     let guard = Guard { unread: 0.3, growth: 2.0 };
     let budget = Budget { blocks: 4, sinks: 1, window: 1, critical: 0.0, guard };
     let mut choice = Choice::default();
-    choice.pick(&[0.1; 5], 0.5, &budget);
+    choice.pick(&[0.1; 5], 0.5, &budget, &[]);
     assert_eq!(choice.blocks.len(), 5, "the guard reads what it can");
     assert!((choice.unread - 0.5).abs() < 1e-6, "{}", choice.unread);
 }

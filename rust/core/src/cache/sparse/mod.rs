@@ -29,7 +29,7 @@ use super::{KvCache, Mask};
 use crate::attend::{Parallel, Running};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
-use crate::score::{BLOCK_TOKENS, Budget, Choice, DIRECTIONS, Picker, Summary, slow_elements};
+use crate::score::{BLOCK_TOKENS, Budget, Choice, DIRECTIONS, Guard, Picker, Summary, slow_elements};
 use crate::session::LayerShape;
 use crate::sync::Mutex;
 use reading::{PARTS, Reading, list_pages};
@@ -60,6 +60,9 @@ pub struct Selection {
     /// Contexts of up to this many tokens have their true positions; longer ones are numbered
     /// by what is read.
     pub trained_tokens: usize,
+    /// Whether the far blocks of long contexts are told from their sketches. Without, every block is
+    /// estimated from its summary, which costs time that grows with the context.
+    pub sketches: bool,
 }
 
 /// What the last step read of a layer, averaged over rows and heads.
@@ -69,6 +72,25 @@ pub struct Selected {
     pub tokens: f32,
     /// Estimated share of the mass of all whole pages that was not read.
     pub unread: f32,
+}
+
+/// Blocks that all heads read.
+#[derive(Clone, Default)]
+pub(super) struct Focus {
+    /// For each row, ascending; or no rows at all.
+    pub(super) rows: Vec<Vec<u32>>,
+    /// Blocks that each head reads besides.
+    own: usize,
+}
+
+impl Focus {
+    /// What is read instead of a budget. What that leaves unread is left on purpose: the guard asks for
+    /// nothing.
+    fn budget(&self, budget: Budget) -> Budget {
+        let Some(most) = self.rows.iter().map(Vec::len).max() else { return budget };
+        let blocks = budget.sinks + budget.window + most + self.own;
+        Budget { blocks, guard: Guard { unread: 1.0, growth: 1.0 }, ..budget }
+    }
 }
 
 /// Memory that is kept between calls.
@@ -110,6 +132,8 @@ struct HeadScratch {
     /// Blocks of sketched chapters that are estimated, and what is left: see [`Scoring::tell`].
     estimated: Vec<u32>,
     left: Vec<f32>,
+    /// Places, among the shares, of the blocks that are read whatever they are.
+    focus: Vec<u32>,
 }
 
 /// What a call of a layer that selects works on.
@@ -170,6 +194,25 @@ impl KvCache {
                 layer.tables.iter_mut().for_each(|table| table.digest.forget_sketches());
             }
         }
+        Ok(())
+    }
+
+    /// From now on every head of a layer that selects reads the same blocks besides the sinks and the
+    /// window, and `own` of its own choice, instead of a budget. For each row the numbers of its blocks,
+    /// in any order; no rows end that.
+    ///
+    /// # Errors
+    /// `Invalid` for another number of rows than the cache has.
+    pub fn focus(&mut self, mut rows: Vec<Vec<u32>>, own: usize) -> Result<()> {
+        if !rows.is_empty() && rows.len() != self.rows {
+            let (found, expected) = (rows.len(), self.rows);
+            return Err(Error::Invalid(format!("a focus of {found} rows for a cache of {expected}")));
+        }
+        for blocks in &mut rows {
+            blocks.sort_unstable();
+            blocks.dedup();
+        }
+        self.focus = Focus { rows, own };
         Ok(())
     }
 
@@ -366,7 +409,7 @@ impl KvCache {
         self.layers[layer].learn(&scratch.query, layout.heads, &extent);
         let pages = length / layout.page_tokens;
         let tail = length - pages * layout.page_tokens;
-        let budget = budget_of(budget, tail, extent.tokens);
+        let budget = self.focus.budget(budget_of(budget, tail, extent.tokens));
         let compact = length > selection.trained_tokens;
         let nearest_far =
             if compact { pages.saturating_sub(selection.far_pages(layout.page_tokens)) } else { 0 };
@@ -403,6 +446,8 @@ impl KvCache {
             placed: &asked.placed,
             far: &asked.far,
             along: &asked.along,
+            focus: &self.focus.rows,
+            sketches: selection.sketches,
         };
         scoring.choose(&budget, &mut scratch.selection, parallel);
         scratch.selection.asked = asked;

@@ -57,6 +57,10 @@ pub(super) struct Scoring<'a> {
     /// Along the directions of the head's queries, (B, H, R, [`DIRECTIONS`]); empty where these
     /// are not known.
     pub(super) along: &'a [f32],
+    /// For each row, the blocks that all its heads read, ascending; nothing for all.
+    pub(super) focus: &'a [Vec<u32>],
+    /// Whether far blocks may be told from their sketches.
+    pub(super) sketches: bool,
 }
 
 /// How a call's work is cut.
@@ -100,7 +104,8 @@ impl Scoring<'_> {
                 let units = weighed[head * plan.sketch_units..][..plan.sketch_units].iter();
                 let weighed: Vec<_> = units.map(Mutex::lock).collect();
                 let weighed: Vec<_> = weighed.iter().map(|unit| &**unit).collect();
-                self.tell(&weighed, budget.sinks, plan.estimated, &mut picks[head].lock());
+                let focus = self.focus_of(head);
+                self.tell(&weighed, budget.sinks, plan.estimated, focus, &mut picks[head].lock());
             });
             let told: Vec<_> = picks.iter().map(Mutex::lock).collect();
             parallel.run(heads * plan.estimate_units, &|unit| {
@@ -112,7 +117,7 @@ impl Scoring<'_> {
         parallel.run(heads, &|head| {
             let mut parts: Vec<_> = masses[head * parts..][..parts].iter().map(Mutex::lock).collect();
             let mut parts: Vec<_> = parts.iter_mut().map(|masses| masses.as_mut_slice()).collect();
-            self.pick(&plan, budget, &mut parts, &mut picks[head].lock());
+            self.pick(head, &plan, budget, &mut parts, &mut picks[head].lock());
         });
     }
 
@@ -123,7 +128,7 @@ impl Scoring<'_> {
         // The window is never in question.
         let window = budget.window.div_ceil(self.digest.blocks_per_page);
         let far = self.nearest_far.min(self.pages.saturating_sub(window)) / CHAPTER_PAGES;
-        let sketched = if self.along.is_empty() { 0 } else { known.min(far) };
+        let sketched = if self.along.is_empty() || !self.sketches { 0 } else { known.min(far) };
         let blocks = sketched * CHAPTER_PAGES * self.digest.blocks_per_page;
         let sketched = if blocks > 2 * (estimated + budget.sinks) { sketched } else { 0 };
         Plan {
@@ -133,6 +138,10 @@ impl Scoring<'_> {
             estimate_units: if sketched > 0 { ESTIMATE_UNITS } else { 0 },
             chapters: chapters - sketched,
         }
+    }
+
+    fn focus_of(&self, head: usize) -> &[u32] {
+        self.focus.get(head / self.heads).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn digest_of(&self, head: usize) -> (&Digest, usize) {
@@ -202,19 +211,35 @@ impl Scoring<'_> {
 
     /// Chooses one head's blocks by their masses, of which the first few parts are of those estimated
     /// because of their sketches.
-    fn pick(&self, plan: &Plan, budget: &Budget, parts: &mut [&mut [f32]], scratch: &mut HeadScratch) {
-        let HeadScratch { shares, choice, left, .. } = scratch;
+    fn pick(
+        &self,
+        head: usize,
+        plan: &Plan,
+        budget: &Budget,
+        parts: &mut [&mut [f32]],
+        scratch: &mut HeadScratch,
+    ) {
+        let HeadScratch { shares, choice, left, estimated, focus, .. } = scratch;
         let rest = self.share(parts, plan.estimate_units, left, shares);
-        choice.pick(shares, rest, budget);
+        let per_page = self.digest.blocks_per_page;
+        // The shares are of the blocks that were told from sketches, then of all those from `first` on.
+        let first = plan.sketched * CHAPTER_PAGES * per_page;
+        let told = if plan.sketched > 0 { estimated.as_slice() } else { &[] };
+        let place_of = |block: &u32| match (*block as usize).checked_sub(first) {
+            Some(after) => Some((told.len() + after) as u32),
+            None => told.binary_search(block).ok().map(|place| place as u32),
+        };
+        let known = self.focus_of(head).iter().filter(|block| (**block as usize) < self.pages * per_page);
+        focus.clear();
+        focus.extend(known.filter_map(place_of));
+        choice.pick(shares, rest, budget, focus);
         if plan.sketched == 0 {
             return;
         }
-        let (estimated, first) =
-            (&scratch.estimated, plan.sketched * CHAPTER_PAGES * self.digest.blocks_per_page);
         for block in &mut choice.blocks {
             let place = *block as usize;
-            let after = || (first + place - estimated.len()) as u32;
-            *block = estimated.get(place).copied().unwrap_or_else(after);
+            let after = || (first + place - told.len()) as u32;
+            *block = told.get(place).copied().unwrap_or_else(after);
         }
     }
 

@@ -68,8 +68,16 @@ impl Scoring<'_> {
     }
 
     /// Tells by the weights of all units of a head which `count` of its sketched blocks, besides the
-    /// `sinks`, are to be estimated; and for each query row, the mass of the others over that of these.
-    pub(super) fn tell(&self, weighed: &[&Weighed], sinks: usize, count: usize, scratch: &mut HeadScratch) {
+    /// `sinks` and the `focus`, are to be estimated; and for each query row, the mass of the others over
+    /// that of these.
+    pub(super) fn tell(
+        &self,
+        weighed: &[&Weighed],
+        sinks: usize,
+        count: usize,
+        focus: &[u32],
+        scratch: &mut HeadScratch,
+    ) {
         let HeadScratch { shares, picker, estimated, left, .. } = scratch;
         shares.clear();
         shares.resize(weighed.iter().map(|unit| unit.weights.len() / self.rows).sum(), 0.0);
@@ -85,6 +93,12 @@ impl Scoring<'_> {
             }
         }
         picker.pick(shares, sinks, count, estimated);
+        let known = focus.partition_point(|block| (*block as usize) < shares.len());
+        if known > 0 {
+            estimated.extend_from_slice(&focus[..known]);
+            estimated.sort_unstable();
+            estimated.dedup();
+        }
         left.clear();
         left.extend((0..self.rows).map(|row| self.left(weighed, estimated, row)));
     }

@@ -20,7 +20,13 @@ fn in_planes(rotary: &Rotary) -> CacheConfig {
 fn selection(blocks: usize, critical: f32) -> Selection {
     let guard = Guard { unread: 1.0, growth: 1.0 };
     let budget = Budget { blocks, sinks: 1, window: 2, critical, guard };
-    Selection { budget, dense_below: 0, dense_prefill_below: usize::MAX, trained_tokens: 100_000 }
+    Selection {
+        budget,
+        dense_below: 0,
+        dense_prefill_below: usize::MAX,
+        trained_tokens: 100_000,
+        sketches: true,
+    }
 }
 
 /// Rows whose magnitudes differ from token to token, so that a wrong scale shows.

@@ -18,6 +18,7 @@ fn selection(blocks: usize, trained_tokens: usize) -> Selection {
         dense_below: 0,
         dense_prefill_below: usize::MAX,
         trained_tokens,
+        sketches: true,
     }
 }
 
@@ -291,6 +292,84 @@ fn a_far_block_that_answers_the_query_is_read_without_an_estimate_of_every_block
         assert!((whole.tokens - sketched.tokens).abs() < 0.5, "{whole:?} {sketched:?}");
         assert!((whole.unread - sketched.unread).abs() < 0.1, "{whole:?} {sketched:?}");
     }
+}
+
+/// What every head of every row read in the last step.
+fn all_read(cache: &KvCache) -> Vec<Vec<u32>> {
+    cache.read_blocks(0).unwrap().unwrap().flatten().cloned().collect()
+}
+
+#[test]
+fn a_focus_is_read_by_all_heads_instead_of_a_budget() {
+    let (rotary, shape) = (rotary(4, false), [2, 8, 4]);
+    let asked = query(2, 4, 1, 8);
+    // With sketches, with all blocks estimated, and with true positions.
+    for (trained, sketches) in [(100, true), (100, false), (10_000, true)] {
+        let selection = Selection { sketches, ..selection(9, trained) };
+        let mut cache = cache(&rotary, store(), Some(selection));
+        feed(&mut cache, &[ids(LONG, 2), ids(LONG, 5)], shape, DType::Bf16);
+        ask_often(&mut cache, &asked);
+        let attend = |cache: &mut KvCache| {
+            let mut out = Tensor::new(2, 4, 1, 4, DType::F32);
+            cache.attend(0, &asked, &mut out, 0.5, &Mask::default(), &Pool::new(2)).unwrap();
+            (out, all_read(cache))
+        };
+        let free = attend(&mut cache);
+        // Far, near, among the sinks, in the window, and past the end.
+        let focus = [vec![0, 77, 78, 40, 78, 150], vec![120, 3, 186, 5000]];
+        cache.focus(focus.to_vec(), 2).unwrap();
+        let held = attend(&mut cache);
+        for (head, read) in held.1.iter().enumerate() {
+            let wanted = focus[head / 2].iter().filter(|block| **block < 5000);
+            assert!(wanted.clone().all(|block| read.contains(block)), "{head}: {read:?}");
+            // One sink, two blocks of the tail, as many as the longest focus has, and two.
+            assert_eq!(read.len(), 10, "{trained} {sketches} {head}: {read:?}");
+        }
+        assert!(cache.sketched(0) * 32 > 2 * (4 * 12 + 1), "enough for the sketches to be asked");
+        // A fork has it too; other rows take theirs along; what is cropped away is not looked for.
+        let mut fork = cache.fork().unwrap();
+        assert_eq!(attend(&mut fork), held);
+        fork.reorder(&[1, 0]).unwrap();
+        let swapped = attend(&mut fork).1;
+        assert!([3, 120].iter().all(|block| swapped[0].contains(block)), "{swapped:?}");
+        fork.crop(77 * BLOCK_TOKENS);
+        feed(&mut fork, &[ids(LONG, 6), ids(LONG, 7)], shape, DType::Bf16);
+        assert!(attend(&mut fork).1[0].contains(&3) && !fork.focus.rows[0].contains(&120));
+        // More than the budget is read all the same.
+        cache.focus(vec![(30..60).collect(), (30..60).collect()], 0).unwrap();
+        let all = attend(&mut cache).1;
+        assert!(all.iter().all(|read| (30..60).all(|block| read.contains(&block))), "{all:?}");
+        cache.focus(Vec::new(), 0).unwrap();
+        assert_eq!(attend(&mut cache), free);
+    }
+}
+
+#[test]
+fn a_focus_needs_a_list_for_each_row() {
+    let mut cache = cache(&rotary(4, false), store(), Some(selection(8, 100)));
+    feed(&mut cache, &[ids(200, 2)], [1, 8, 4], DType::F32);
+    let message = cache.focus(vec![vec![1], vec![2]], 1).unwrap_err().to_string();
+    assert!(message.contains("2 rows for a cache of 1"), "{message}");
+}
+
+#[test]
+fn without_sketches_every_block_is_estimated() {
+    let rotary = rotary(8, false);
+    let asked = query(1, 2, 1, 16);
+    let read = |sketches: bool, is_known: bool| {
+        let selection = Selection { sketches, ..selection(5, 100) };
+        let mut cache = cache(&rotary, store(), Some(selection));
+        feed(&mut cache, &[ids(LONG, 2)], [1, 16, 4], DType::F32);
+        if is_known {
+            ask_often(&mut cache, &asked);
+        }
+        let mut out = Tensor::new(1, 2, 1, 4, DType::F32);
+        cache.attend(0, &asked, &mut out, 0.25, &Mask::default(), &Inline).unwrap();
+        (out, cache.read_shares(0).unwrap().unwrap().next().unwrap().to_vec())
+    };
+    // The directions of queries say nothing then.
+    assert_eq!(read(false, true), read(false, false));
+    assert_ne!(read(true, true), read(false, true));
 }
 
 #[test]

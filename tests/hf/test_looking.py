@@ -1,0 +1,185 @@
+"""Looking a question up in a context that is longer than its model was trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import stratakv
+from stratakv import Look, Selection, TieredCache
+from stratakv.hf.compat import cache_kwargs
+from stratakv.hf.looking import _best
+from tests.hf.tiny_models import build, prompt
+
+pytestmark = pytest.mark.hf
+
+TRAINED = 512  # of the tiny models
+SMALL = Selection(budget=176, sinks=16, window=32, dense_below=0)
+HOW = Look(places=4, neighbours=1, own=2, budget=512)
+
+
+def open_cache(model, budget=SMALL, **options):
+    return TieredCache.open(model, None, ram="16MiB", page_tokens=16, budget=budget, **options)
+
+
+@torch.inference_mode()
+def feed(model, cache, ids, chunk=64):
+    """The logits of the last token."""
+    for start in range(0, len(ids), chunk):
+        piece = torch.tensor([ids[start : start + chunk]])
+        logits = model(input_ids=piece, use_cache=True, **cache_kwargs(cache)).logits
+    return logits[0, -1]
+
+
+@pytest.fixture
+def ids():
+    return prompt(900)[0].tolist()
+
+
+def test_all_heads_then_read_what_was_found(ids):
+    model = build("llama")
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids[:880])
+        found = cache.look(ids, HOW)
+        assert found == cache.focused == sorted(set(found))
+        assert 4 <= len(found) <= 12
+        assert all(block in SMALL.far_blocks(900) for block in found)
+        feed(model, cache, ids[880:])
+        for slot in range(cache.stats()["cache"]["paged_layers"]):
+            for blocks in cache._table.read_blocks(slot)[0]:
+                assert set(found) <= set(blocks)
+                # Sinks, window, the focus and two of its own; tokens after the last page come on top.
+                assert len(blocks) <= 1 + 2 + len(found) + 2 + 1
+        # A prefill reads so too, with the tokens' own blocks.
+        feed(model, cache, prompt(100)[0].tolist(), chunk=100)
+        assert all(set(found) <= set(blocks) for blocks in cache._table.read_blocks(0)[0])
+
+
+def test_looking_changes_nothing_but_the_focus(ids):
+    model = build("llama")
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids[:880])
+        with cache.fork() as fork:
+            expected = feed(model, fork, ids[880:])
+        cache.look(ids, HOW)
+        assert cache.get_seq_length() == 880
+        assert cache.selection == SMALL
+        with cache.fork() as fork:
+            assert fork.focused == cache.focused
+            assert not torch.equal(feed(model, fork, ids[880:]), expected)
+        cache.focus([])
+        assert torch.equal(feed(model, cache, ids[880:]), expected)
+
+
+def test_the_same_is_found_however_the_prompt_came(ids):
+    model = build("llama")
+    found = []
+    with stratakv.attach(model):
+        for covered in (832, 768, 576):
+            with open_cache(model) as cache:
+                feed(model, cache, ids[:covered])
+                # What is not covered and does not ask is read on the way.
+                found.append(cache.look(ids, Look(places=4, question=20)))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("length", [TRAINED, 900])
+def test_what_needs_no_looking_is_left_alone(ids, length):
+    model = build("llama")
+    with stratakv.attach(model):
+        # Past the trained window a cache that reads everything has nothing to find.
+        with open_cache(model, budget=SMALL if length == TRAINED else None) as cache:
+            feed(model, cache, ids[: length - 20])
+            cache.focus([3])
+            assert cache.look(ids[:length]) == cache.focused == []
+        with open_cache(model) as cache:
+            assert cache.look(ids[:length]) == []
+    with open_cache(model, budget=None) as cache:
+        feed(model, cache, ids[:100])
+        assert cache.look(ids[:120]) == []
+
+
+def test_it_can_be_stopped(ids):
+    model = build("llama")
+    told = []
+
+    def stop(done, total):
+        told.append((done, total))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids[:880])
+        with pytest.raises(KeyboardInterrupt):
+            cache.look(ids, on_token=stop)
+        assert told == [(1, 20), (2, 20), (3, 20)]
+        assert cache.focused == []
+        assert cache.get_seq_length() == 880
+        feed(model, cache, ids[880:])
+
+
+def test_what_is_cropped_is_not_looked_for(ids):
+    model = build("llama")
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids)
+        cache.focus([40, 5, 5, 54])
+        assert cache.focused == [5, 40, 54]
+        cache.crop(-200)
+        assert cache.focused == [5, 40]
+        cache.reset()
+        assert cache.focused == []
+        feed(model, cache, ids[:40])
+
+
+def test_bad_arguments_are_named(ids):
+    model = build("llama")
+    for arguments, named in (
+        ({"places": 0}, "places=0"),
+        ({"budget": 8}, "budget=8"),
+        ({"own": -1}, "own=-1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            Look(**arguments)
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids[:100])
+        with pytest.raises(ValueError, match="a prompt of 100 tokens, and the cache covers 100"):
+            cache.look(ids[:100])
+        with pytest.raises(ValueError, match="from 0 on"):
+            cache.focus([-1])
+
+
+def test_places_are_far_blocks_of_the_most_votes():
+    votes = torch.tensor([9.0, 0, 5, 0, 0, 7, 0, 0, 6, 8, 9])
+    how = Look(places=2, neighbours=1)
+    # The sinks and the window are out of the question; neighbours are too where they are those.
+    assert _best(votes, range(1, 9), how) == [4, 5, 6, 7, 8]
+    assert _best(votes, range(1, 9), Look(places=3, neighbours=1)) == [1, 2, 3, 4, 5, 6, 7, 8]
+    # What nobody looked at is no place.
+    assert _best(votes * 0, range(1, 9), how) == []
+
+
+def test_a_driver_looks_where_the_cache_can(ids):
+    from stratakv.cli.engine import Driver, Interrupt
+    from stratakv.cli.models import LoadedModel
+    from stratakv.cli.output import Output
+
+    model = build("llama")
+    loaded = LoadedModel.__new__(LoadedModel)
+    object.__setattr__(loaded, "model", model)
+    with Interrupt() as interrupt, stratakv.attach(model), open_cache(model) as cache:
+        driver = Driver(loaded, cache, interrupt=interrupt, out=Output(), chunk=64)
+        read = driver.prefill_question(ids, quiet=True)
+        assert read.tokens == cache.get_seq_length() == 900
+        assert cache.focused
+        first = list(cache.focused)
+        # The same prompt again: its last token is computed again, what was found is found again.
+        driver.prefill_question(ids, quiet=True)
+        assert cache.get_seq_length() == 900
+        assert cache.focused
+        driver.prefill_question(ids + ids[:5], look=False, quiet=True)
+        assert cache.focused == []
+        assert first
+    with Interrupt() as interrupt:
+        plain = Driver(loaded, DynamicCache(config=model.config), interrupt=interrupt, out=Output(), chunk=64)
+        assert plain.prefill_question(ids[:90], quiet=True).tokens == 90
