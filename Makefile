@@ -5,6 +5,7 @@
 #   make test-transformers VERSION=5.15.1   the tests of models, with that release of transformers
 #   make wheel    a wheel in dist/
 #   make figures  every measured number again (KEY=name for one)
+#   make million  facts in texts of a million tokens: seven hours on 2 cores, goes on where it was stopped
 #   make lint     formatters, linters and type checkers
 #   make fuzz     the fuzz targets for SECONDS=60
 #   make schedules  the store's locks under shuttle
@@ -19,7 +20,7 @@ SECONDS ?= 60
 VERSION ?= 5.15.1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-rust test-python test-transformers wheel wheel-test lint format fuzz schedules figures bench build clean
+.PHONY: demo test test-rust test-python test-transformers wheel wheel-test lint format fuzz schedules figures million bench build clean
 
 demo: build
 	$(BIN)/stratakv demo
@@ -86,6 +87,9 @@ schedules:
 
 figures: build
 	$(BIN)/python -m benches.figures $(KEY)
+
+million: build
+	$(BIN)/python -m benches.figures needle_1m
 
 bench: build
 	cargo bench --locked -p stratakv-bench

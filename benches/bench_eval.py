@@ -2,11 +2,15 @@
 
 Set-up: prose (An Anarchist FAQ, which Debian packages), 20 texts of each length, each with one fact at a
 depth of its own, "The special magic number for CITY is NNNNN."; read, asked and answered with one budget.
+Texts share what comes before their facts, so 20 texts take about ten times the reading of one: hours at 256K
+and 1M.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,23 +24,17 @@ BUDGET = 2048
 
 
 def evaluate(length: str, *options: str) -> dict[str, Any]:
-    """The report of one run, in a process of its own."""
+    """The report of one run, in a process of its own; a run that was stopped is gone on with."""
     if not BOOK.is_dir():
         raise NotMeasurableHereError("this figure reads a book: install it (apt-get install anarchism)")
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "stratakv",
-            "eval",
-            "--lengths",
-            length,
-            "--text",
-            str(BOOK),
-            "--json",
-        ]
-        command += ["--budget", str(BUDGET), "--ram", "4GiB", "--directory", scratch, *options]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    asked = ["--lengths", length, "--text", str(BOOK), "--budget", str(BUDGET), *options]
+    digest = hashlib.sha256(" ".join(asked).encode()).hexdigest()[:8]
+    kept = Path(tempfile.gettempdir(), f"stratakv-eval-{digest}")
+    command = [sys.executable, "-m", "stratakv", "eval", "--json", "--ram", "4GiB", *asked]
+    command += ["--report", str(kept / "report.json"), "--directory", str(kept / "sessions")]
+    kept.mkdir(mode=0o700, exist_ok=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    shutil.rmtree(kept)
     return dict(json.loads(done.stdout))
 
 
@@ -93,3 +91,29 @@ def needle_16k() -> Result:
 )
 def needle_64k() -> Result:
     return needles("64K")
+
+
+@figure(
+    "needle_256k",
+    "facts found in texts of 256K tokens, 32 times the trained window, 20 depths",
+    unit="of all",
+    target=0.95,
+    peer=PEER,
+    limit="1",
+    takes_hours=True,
+)
+def needle_256k() -> Result:
+    return needles("256K")
+
+
+@figure(
+    "needle_1m",
+    "facts found in texts of 1M tokens, 128 times the trained window, 20 depths",
+    unit="of all",
+    target=0.95,
+    peer=PEER,
+    limit="1",
+    takes_hours=True,
+)
+def needle_1m() -> Result:
+    return needles("1M")

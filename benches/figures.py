@@ -1,6 +1,6 @@
 """Measures the published figures and writes `results/figures.json`.
 
-python -m benches.figures              every figure, those of a file in a process of their own
+python -m benches.figures              every figure that does not take hours, those of a file in one process
 python -m benches.figures KEY ...      some of them
 python -m benches.figures --list       their keys, targets and last values
 python -m benches.figures --table      the README's table made anew
@@ -96,7 +96,7 @@ def main() -> int:
     if args.table:
         table.write()
         return 0
-    keys = args.keys or list(FIGURES)
+    keys = args.keys or [key for key, one in FIGURES.items() if not one.takes_hours]
     if args.here:
         missed = [key for key in keys if not measure(key)]
         return 1 if missed else 0

@@ -50,6 +50,7 @@ class Figure:
     peer: str
     limit: str
     measure: Callable[[], Result]
+    takes_hours: bool
 
     @property
     def asked(self) -> str:
@@ -67,12 +68,20 @@ FIGURES: dict[str, Figure] = {}
 
 
 def figure(
-    key: str, title: str, *, unit: str, target: float | None, peer: str, limit: str, at_most: bool = False
+    key: str,
+    title: str,
+    *,
+    unit: str,
+    target: float | None,
+    peer: str,
+    limit: str,
+    at_most: bool = False,
+    takes_hours: bool = False,
 ) -> Callable[[Callable[[], Result]], Callable[[], Result]]:
-    """Registers the function that measures a figure."""
+    """Registers the function that measures a figure; one that takes hours is measured only by its key."""
 
     def register(measure: Callable[[], Result]) -> Callable[[], Result]:
-        FIGURES[key] = Figure(key, title, unit, target, at_most, peer, limit, measure)
+        FIGURES[key] = Figure(key, title, unit, target, at_most, peer, limit, measure, takes_hours)
         return measure
 
     return register
