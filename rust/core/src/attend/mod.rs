@@ -17,7 +17,9 @@
 //! FlashAttention (arXiv:2205.14135); splits over the context and their merge,
 //! Flash-Decoding (Dao, Haziza, Massa, Sizov 2023).
 
+mod fold;
 mod kernel;
+mod many;
 #[cfg(target_os = "linux")]
 mod openmp;
 mod parallel;

@@ -47,7 +47,7 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let dims = || prop_oneof![Just(64_usize), Just(80), Just(96), Just(128), 1_usize..150];
     let dtypes = prop_oneof![Just(DType::F32), Just(DType::Bf16), Just(DType::F16)];
-    (any::<u64>(), 1_usize..20, 1_usize..80, 0_usize..300, dims(), dims(), dtypes, 0_u8..3, 0_u8..3).prop_map(
+    (any::<u64>(), 1_usize..40, 1_usize..80, 0_usize..300, dims(), dims(), dtypes, 0_u8..3, 0_u8..3).prop_map(
         |(seed, rows, page_tokens, tokens, dk, dv, dtype, bias, kept)| Case {
             seed,
             rows,

@@ -8,7 +8,7 @@ use std::ptr;
 
 use super::Rows;
 use crate::codec::Coded;
-use crate::simd::{Element, Simd, load_some};
+use crate::simd::{Element, F32, Simd, load_some};
 
 /// Where a row starts; null for none.
 #[derive(Clone, Copy)]
@@ -77,6 +77,13 @@ pub(super) trait Walk {
 
 /// Elements.
 pub(super) struct Plain<E>(PhantomData<E>);
+
+impl Plain<F32> {
+    /// The first of some rows of floats.
+    pub(super) fn floats(rows: &[f32]) -> At {
+        At { bytes: rows.as_ptr().cast(), residual: ptr::null() }
+    }
+}
 
 impl<E: Element> Walk for Plain<E> {
     const SCALED: bool = false;
