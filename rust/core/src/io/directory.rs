@@ -13,7 +13,8 @@ use super::{Access, Disk, DiskFile, Entry, Usage, platform};
 /// How the files of page bodies are accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Past the page cache (`O_DIRECT`, `F_NOCACHE`); buffered where that is refused.
+    /// Past the page cache (`O_DIRECT`, `F_NOCACHE`); buffered where that is refused, or where
+    /// the system has no such thing.
     Direct,
     /// Reads copy out of a mapping, writes go through the page cache.
     Mmap,
@@ -53,6 +54,7 @@ impl OsDisk {
     }
 
     fn from_root(root: platform::Root, path: &Path, mode: Mode) -> Self {
+        let mode = if mode == Mode::Direct && !platform::HAS_DIRECT { Mode::Buffered } else { mode };
         Self { root, path: path.to_path_buf(), mode, direct_refused: Arc::default() }
     }
 

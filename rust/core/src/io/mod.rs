@@ -70,7 +70,8 @@ pub trait DiskFile: Send + Sync {
     /// `StorageFull` when the disk is; else what the file system says.
     fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
 
-    /// Makes everything written so far durable.
+    /// Makes everything written so far durable. The file MUST have been opened for
+    /// writing: Windows flushes no other.
     ///
     /// # Errors
     /// What the file system says; the caller must treat the file as lost for writing.

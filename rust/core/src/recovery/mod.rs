@@ -109,7 +109,8 @@ fn make_durable(disk: &dyn Disk, found: &[Found]) -> Result<()> {
     let unsynced = |found: &&Found| !found.temporary && found.pages.iter().any(|(_, verified)| !verified);
     let mut synced = false;
     for found in found.iter().filter(unsynced) {
-        let synced_file = disk.open(&found.name, Access::Read, Usage::Pages).and_then(|file| file.sync());
+        // Nothing is written; but some systems flush only what may be written.
+        let synced_file = disk.open(&found.name, Access::Write, Usage::Pages).and_then(|file| file.sync());
         synced_file.map_err(|error| Error::io("sync", &found.name, error))?;
         synced = true;
     }

@@ -335,6 +335,10 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        // As Windows has it, so that tests on any system notice.
+        if !self.writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let mut state = self.disk.lock();
         if state.faults.judge_sync(OpKind::Sync)? {
             self.inode.lock().sync();

@@ -306,6 +306,7 @@ fn a_healthy_disk_is_an_ordinary_one() {
     assert_eq!(file.read_at(&mut [0; 1], 1 << 40).unwrap_err().kind(), ErrorKind::UnexpectedEof);
     let reader = disk.open("a", Access::Read, Usage::Pages).unwrap();
     assert_eq!(reader.write_at(&[b"x"], 0).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(reader.sync().unwrap_err().kind(), ErrorKind::PermissionDenied);
     disk.create_dir("d").unwrap();
     disk.create_dir("d").unwrap();
     drop(create(&disk, "d/x"));

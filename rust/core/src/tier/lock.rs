@@ -1,16 +1,20 @@
 //! One process writes a directory: a lock file with the owner's name in it.
 //!
 //! The lock is the operating system's, so it goes with the process however that ends; a
-//! file left behind is only a note, taken over by the next owner.
+//! file left behind is only a note, taken over by the next owner. Windows lets no other
+//! handle read what is locked, so there the note is a file beside the lock.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
 /// Name of the lock file.
 const LOCK_FILE: &str = "LOCK";
+/// Name of the file with the owner's name, where that can't be the lock file.
+#[cfg(windows)]
+const NOTE_FILE: &str = "LOCK.owner";
 
 /// Held while a store may write.
 #[derive(Debug)]
@@ -44,32 +48,46 @@ impl DirectoryLock {
             use std::os::unix::fs::OpenOptionsExt;
             options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
         }
-        let mut file = options.open(&path).map_err(|error| Error::io("open", &path, error))?;
+        let file = options.open(&path).map_err(|error| Error::io("open", &path, error))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::Locked { path: directory.to_path_buf(), owner: owner(&mut file) });
+                // A missing or damaged note only costs the owner's name.
+                let owner = note(&file, directory).and_then(read_owner).unwrap_or_default();
+                let owner = if owner.is_empty() { "another process".into() } else { owner };
+                return Err(Error::Locked { path: directory.to_path_buf(), owner });
             }
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path, error)),
         }
-        write_owner(&mut file).map_err(|error| Error::io("write", &path, error))?;
+        let written = note(&file, directory).and_then(write_owner);
+        written.map_err(|error| Error::io("write", &path, error))?;
         Ok(Self { file, process: std::process::id() })
     }
 }
 
-fn owner(file: &mut File) -> String {
-    let mut text = String::new();
-    // A damaged note only costs the owner's name.
-    let _ = file.take(4096).read_to_string(&mut text);
-    let text = text.trim();
-    if text.is_empty() { "another process".into() } else { text.replace('\n', ", ") }
+/// The file that the owner's name is in.
+#[cfg(windows)]
+fn note(_lock: &File, directory: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(directory.join(NOTE_FILE))
 }
 
-fn write_owner(file: &mut File) -> std::io::Result<()> {
-    file.seek(SeekFrom::Start(0))?;
-    file.set_len(0)?;
-    writeln!(file, "process {}", std::process::id())?;
-    file.flush()
+/// The file that the owner's name is in.
+#[cfg(not(windows))]
+fn note(lock: &File, _directory: &Path) -> io::Result<File> {
+    lock.try_clone()
+}
+
+fn read_owner(note: File) -> io::Result<String> {
+    let mut text = String::new();
+    note.take(4096).read_to_string(&mut text)?;
+    Ok(text.trim().replace('\n', ", "))
+}
+
+fn write_owner(mut note: File) -> io::Result<()> {
+    note.seek(SeekFrom::Start(0))?;
+    note.set_len(0)?;
+    writeln!(note, "process {}", std::process::id())?;
+    note.flush()
 }
 
 #[cfg(test)]

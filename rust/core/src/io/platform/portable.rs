@@ -22,6 +22,9 @@ unsafe extern "system" {
     ) -> i32;
 }
 
+/// Windows has such a mode, but an open file can't leave it when it has to.
+pub(in crate::io) const HAS_DIRECT: bool = false;
+
 /// A directory; names are resolved below it.
 pub(in crate::io) struct Root {
     path: PathBuf,
@@ -70,7 +73,13 @@ impl Root {
         let mut entries = Vec::new();
         for found in fs::read_dir(self.resolve(dir)?)? {
             let found = found?;
-            let metadata = found.metadata()?;
+            // Not the entry's own: a directory may be told of a file's length only when the
+            // file is closed, and an empty segment is deleted.
+            let metadata = match fs::symlink_metadata(found.path()) {
+                // Removed between the listing and here.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
             let leaf = found.file_name();
             entries.push(Entry {
                 name: join(dir, &leaf.to_string_lossy()),

@@ -18,6 +18,9 @@ const PRIVATE_DIR: Mode = Mode::RWXU;
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Whether the page cache can be passed by at all.
+pub(in crate::io) const HAS_DIRECT: bool = cfg!(any(target_os = "linux", target_vendor = "apple"));
+
 /// An open directory; names are resolved below it.
 pub(in crate::io) struct Root {
     fd: OwnedFd,

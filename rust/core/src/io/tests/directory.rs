@@ -155,6 +155,12 @@ fn a_refused_direct_open_becomes_a_buffered_one_and_is_reported() {
     assert_eq!(disk.effective_mode(), Mode::Direct);
 }
 
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+#[test]
+fn a_system_without_direct_io_says_so_before_a_file_is_opened() {
+    assert_eq!(disk(Mode::Direct).1.effective_mode(), Mode::Buffered);
+}
+
 #[test]
 fn back_ends_are_parsed_by_the_names_they_print() {
     for backend in Backend::ALL {

@@ -22,14 +22,21 @@ pub(super) fn engines() -> Vec<Arc<dyn IoEngine>> {
         Arc::new(PoolEngine::new(small).unwrap()),
         open_engine(EngineKind::Pool),
     ];
-    // Containers may forbid it; then there is nothing to test.
-    #[cfg(target_os = "linux")]
-    for (depth, queue_count_max) in [(64, 1024), (2, 3)] {
-        if let Ok(engine) = UringEngine::new(UringConfig { depth, queue_count_max }) {
-            engines.push(Arc::new(engine));
-        }
-    }
+    engines.extend(kernel_engines());
     engines
+}
+
+/// Containers may forbid it; then there is nothing to test.
+#[cfg(target_os = "linux")]
+fn kernel_engines() -> Vec<Arc<dyn IoEngine>> {
+    let open = |(depth, queue_count_max)| UringEngine::new(UringConfig { depth, queue_count_max }).ok();
+    let opened = [(64, 1024), (2, 3)].into_iter().filter_map(open);
+    opened.map(|engine| Arc::new(engine) as Arc<dyn IoEngine>).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn kernel_engines() -> Vec<Arc<dyn IoEngine>> {
+    Vec::new()
 }
 
 pub(super) fn pattern(len_bytes: usize, seed: u64) -> AlignedBuf {
