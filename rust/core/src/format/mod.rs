@@ -5,9 +5,14 @@
 //! what is wrong with them and never panics.
 
 mod bytes;
+mod memory;
 mod segment;
 mod session;
 
+pub use memory::{
+    LOG_HEAD_BYTES, LOG_RECORDS_AT, LogHead, MemorySettings, PAYLOAD_BYTES_MAX, RECORD_HEAD_BYTES,
+    RECORD_MAGIC, Record, RecordHead,
+};
 pub use segment::{
     Contents, ENTRY_BYTES, EntryKind, GROUP_HEADER_BYTES, GroupHeader, PageEntry, SEGMENT_HEADER_BYTES,
     SegmentHeader, TRAILER_BYTES, Trailer, decode_contents, encode_contents,

@@ -1,0 +1,178 @@
+//! What is known of each of a user's memories without reading the log.
+
+use std::collections::HashMap;
+
+use super::log::Place;
+use super::memory::{FOREVER, Stored, When};
+use super::scope::Names;
+
+/// No memory.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// A memory. Its index among the user's is its *row*.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) id: u64,
+    pub(super) place: Place,
+    /// Where it is, see [`Rows::leaves`].
+    pub(super) leaf: u32,
+    /// Words that it is found by.
+    pub(super) words: u32,
+    pub(super) has_vector: bool,
+    pub(super) valid_from: i64,
+    pub(super) valid_to: i64,
+    pub(super) recorded: i64,
+    /// Until when it was true, as became known at `closed`.
+    pub(super) closed_to: i64,
+    pub(super) closed: i64,
+    pub(super) supersedes: u64,
+    pub(super) superseded_by: u64,
+    /// Rows before and after it in its session.
+    pub(super) previous: u32,
+    pub(super) next: u32,
+}
+
+impl Row {
+    /// Until when it is true, as was known then.
+    pub(super) fn true_until(&self, known_at: i64) -> i64 {
+        if self.closed <= known_at { self.closed_to.min(self.valid_to) } else { self.valid_to }
+    }
+
+    /// Whether it counts as present.
+    pub(super) fn is_present(&self, when: &When, now: i64) -> bool {
+        if when.any {
+            return true;
+        }
+        if self.recorded > when.known_at {
+            return false;
+        }
+        let until = self.true_until(when.known_at);
+        match when.as_of {
+            Some(time) => self.valid_from <= time && time < until,
+            None => until > now,
+        }
+    }
+}
+
+/// A scope that memories were written to, without its user, and what it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Leaf {
+    pub(super) names: Names,
+    pub(super) last: Option<u32>,
+    pub(super) rows: u64,
+    pub(super) words: u64,
+    /// Words of its memories together with their neighbours'.
+    pub(super) window_words: u64,
+}
+
+/// A user's memories, in the order of their numbers.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    rows: Vec<Row>,
+    leaves: Vec<Leaf>,
+    leaf_of: HashMap<Names, u32>,
+}
+
+impl Rows {
+    /// What a checkpoint holds.
+    pub(super) fn restore(rows: Vec<Row>, leaves: Vec<Leaf>) -> Self {
+        let leaf_of =
+            leaves.iter().enumerate().map(|(index, leaf)| (leaf.names.clone(), index as u32)).collect();
+        Self { rows, leaves, leaf_of }
+    }
+
+    pub(super) fn all(&self) -> &[Row] {
+        &self.rows
+    }
+
+    pub(super) fn leaves(&self) -> &[Leaf] {
+        &self.leaves
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn row(&self, row: u32) -> &Row {
+        &self.rows[row as usize]
+    }
+
+    /// The names of a row's scope.
+    pub(super) fn names(&self, row: &Row) -> &Names {
+        &self.leaves[row.leaf as usize].names
+    }
+
+    /// The row of a number, whatever its scope.
+    pub(super) fn find(&self, id: u64) -> Option<u32> {
+        self.rows.binary_search_by_key(&id, |row| row.id).ok().map(|row| row as u32)
+    }
+
+    /// For each leaf, whether the scope covers it.
+    pub(super) fn covered(&self, names: &Names) -> Vec<bool> {
+        self.leaves.iter().map(|leaf| names.covers(&leaf.names)).collect()
+    }
+
+    /// Adds a memory with the count of its words. Its number is larger than all before it.
+    pub(super) fn push(&mut self, id: u64, stored: &Stored, place: Place, words: u32) {
+        let row = self.rows.len() as u32;
+        let leaf = self.leaf(&stored.names);
+        let previous = self.link(leaf, row, words);
+        self.rows.push(Row {
+            id,
+            place,
+            leaf,
+            words,
+            has_vector: !stored.vector.is_empty(),
+            valid_from: stored.valid_from,
+            valid_to: stored.valid_to,
+            recorded: stored.recorded,
+            closed_to: FOREVER,
+            closed: FOREVER,
+            supersedes: stored.supersedes,
+            superseded_by: 0,
+            previous,
+            next: NONE,
+        });
+        if let Some(old) = self.find(stored.supersedes) {
+            self.rows[old as usize].superseded_by = id;
+            self.close(old, stored.valid_from, stored.recorded);
+        }
+    }
+
+    /// Notes that a memory ceased to be true.
+    pub(super) fn end(&mut self, id: u64, valid_to: i64, recorded: i64) {
+        if let Some(row) = self.find(id) {
+            self.close(row, valid_to, recorded);
+        }
+    }
+
+    fn close(&mut self, row: u32, valid_to: i64, recorded: i64) {
+        let row = &mut self.rows[row as usize];
+        row.closed_to = valid_to;
+        row.closed = recorded;
+    }
+
+    fn leaf(&mut self, names: &Names) -> u32 {
+        if let Some(leaf) = self.leaf_of.get(names) {
+            return *leaf;
+        }
+        let leaf = self.leaves.len() as u32;
+        self.leaves.push(Leaf { names: names.clone(), ..Leaf::default() });
+        self.leaf_of.insert(names.clone(), leaf);
+        leaf
+    }
+
+    /// Counts a row that is about to be pushed; the one before it in its session.
+    fn link(&mut self, leaf: u32, row: u32, words: u32) -> u32 {
+        let leaf = &mut self.leaves[leaf as usize];
+        leaf.rows += 1;
+        leaf.words += u64::from(words);
+        leaf.window_words += u64::from(words);
+        let previous = leaf.last.replace(row).filter(|_| leaf.names.session.is_some());
+        let Some(previous) = previous else { return NONE };
+        let before = &mut self.rows[previous as usize];
+        before.next = row;
+        leaf.window_words += u64::from(words) + u64::from(before.words);
+        previous
+    }
+}

@@ -1,0 +1,109 @@
+//! Recall against a plain loop over all memories.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::memory::vectors::direction;
+use crate::memory::words::Words;
+
+/// BM25 and cosines of every memory, by the book, in float64.
+fn by_the_book(memories: &[Memory], text: &str, vector: &[f32]) -> Vec<(u64, [f64; 4])> {
+    let words = Words::default();
+    let counts: Vec<_> = memories.iter().map(|memory| words.count(&memory.text)).collect();
+    let windows: Vec<Vec<usize>> = (0..memories.len()).map(|at| window(memories, at)).collect();
+    let lengths = |members: &[usize]| -> f64 {
+        members.iter().map(|at| counts[*at].values().sum::<u32>() as f64).sum()
+    };
+    let alone: Vec<Vec<usize>> = (0..memories.len()).map(|at| vec![at]).collect();
+    let bm25 = |groups: &[Vec<usize>]| -> Vec<f64> {
+        let mean = (groups.iter().map(|group| lengths(group)).sum::<f64>() / groups.len() as f64).max(1.0);
+        let mut scores = vec![0.0; groups.len()];
+        for (word, times) in words.count(text) {
+            let count = |group: &[usize]| -> f64 {
+                group.iter().map(|at| *counts[*at].get(&word).unwrap_or(&0) as f64).sum()
+            };
+            let with_word = groups.iter().filter(|group| count(group) > 0.0).count() as f64;
+            let rarity = (1.0 + (groups.len() as f64 - with_word + 0.5) / (with_word + 0.5)).ln();
+            for (group, score) in groups.iter().zip(&mut scores) {
+                let count = count(group);
+                let length = 0.25 + 0.75 * lengths(group) / mean;
+                *score += f64::from(times) * rarity * count * 2.2 / (count + 1.2 * length);
+            }
+        }
+        scores
+    };
+    let query = direction(vector);
+    let cosines: Vec<f64> = memories
+        .iter()
+        .map(|memory| direction(&memory.vector).iter().zip(&query).map(|(a, b)| f64::from(a * b)).sum())
+        .collect();
+    let (turn, near) = (bm25(&alone), bm25(&windows));
+    let mean_of = |group: &[usize]| group.iter().map(|at| cosines[*at]).sum::<f64>() / group.len() as f64;
+    (0..memories.len())
+        .map(|at| (memories[at].id, [turn[at], near[at], cosines[at], mean_of(&windows[at])]))
+        .collect()
+}
+
+/// A memory with those before and after it in its session.
+fn window(memories: &[Memory], at: usize) -> Vec<usize> {
+    let names = &memories[at].names;
+    if names.session.is_none() {
+        return vec![at];
+    }
+    let session: Vec<usize> = (0..memories.len()).filter(|other| &memories[*other].names == names).collect();
+    let place = session.iter().position(|other| *other == at).unwrap();
+    session[place.saturating_sub(1)..(place + 2).min(session.len())].to_vec()
+}
+
+fn z(scores: &[(u64, [f64; 4])], signal: usize, value: f64) -> f64 {
+    let count = scores.len() as f64;
+    let mean = scores.iter().map(|(_, signals)| signals[signal]).sum::<f64>() / count;
+    let square = scores.iter().map(|(_, signals)| (signals[signal] - mean).powi(2)).sum::<f64>() / count;
+    if square < 1e-12 { 0.0 } else { (value - mean) / square.sqrt() }
+}
+
+const WORDS: [&str; 8] = ["red", "doors", "green", "grass", "cats", "running", "databases", "moon"];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn signals_and_scores_are_those_of_a_plain_loop(
+        facts in prop::collection::vec(
+            (prop::collection::vec(0_usize..8, 1..6), 0_usize..3, prop::collection::vec(-1.0_f32..1.0, 8)), 2..30,
+        ),
+        asked in prop::collection::vec(0_usize..8, 1..4),
+        direction in prop::collection::vec(0.1_f32..1.0, 8),
+    ) {
+        let disk = MemoryDisk::new();
+        let engram = open(&disk);
+        for (number, (words, session, mut vector)) in facts.into_iter().enumerate() {
+            let text: Vec<_> = words.iter().map(|word| WORDS[*word]).collect();
+            let session = ["a", "b"].get(session).copied();
+            let scope = Scope::new("ana", names(None, session)).unwrap();
+            vector[0] += 2.0; // never all zeros
+            let draft = Draft { vector: Some(vector), ..Draft::new(format!("{} n{number}", text.join(" "))) };
+            engram.remember(&scope, &[draft]).unwrap();
+        }
+        let text: Vec<_> = asked.iter().map(|word| WORDS[*word]).collect();
+        let text = text.join(" and ");
+        let all = engram.list(&scope("ana"), None, 0, 1000).unwrap();
+        let expected = by_the_book(&all, &text, &direction);
+        let query = Query { vector: Some(direction), ..Query::new(text, 1000) };
+        // As it was built up, and as it is read back.
+        for engram in [&engram, &open(&disk)] {
+            let hits = engram.recall(&scope("ana"), &query).unwrap();
+            prop_assert_eq!(hits.len(), expected.len());
+            for hit in &hits {
+                let (_, signals) = expected.iter().find(|(id, _)| *id == hit.memory.id).unwrap();
+                let Signals { bm25, bm25_window, cosine, cosine_window } = hit.signals;
+                for (found, expected) in [bm25, bm25_window, cosine, cosine_window].into_iter().zip(signals) {
+                    prop_assert!((f64::from(found) - expected).abs() < 2e-3, "{:?}, not {signals:?}", hit.signals);
+                }
+                let score: f64 = (0..4).map(|signal| z(&expected, signal, signals[signal])).sum();
+                prop_assert!((f64::from(hit.score) - score).abs() < 0.05, "{} not {score}", hit.score);
+            }
+            prop_assert!(hits.is_sorted_by(|a, b| a.score >= b.score));
+        }
+    }
+}

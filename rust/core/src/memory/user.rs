@@ -1,0 +1,461 @@
+//! One user's memories: the log, and what is derived from it.
+//!
+//! Everything here belongs to one user, so that no slip in a filter can show one user's
+//! memories to another: there is nothing of another's to be shown.
+
+use std::sync::Arc;
+
+use super::log::{Damage, Log, Place, remove_if_there};
+use super::memory::{Draft, Memory, When};
+use super::rows::{Row, Rows};
+use super::scope::{Names, Scope};
+use super::text::{TextIndex, TextScores};
+use super::vectors::Vectors;
+use super::words::Words;
+use crate::error::{Error, Result};
+use crate::format::{LogHead, Record};
+use crate::io::Disk;
+
+/// Where a user's files are, and what all users share.
+#[derive(Clone)]
+pub(super) struct Home {
+    pub(super) disk: Arc<dyn Disk>,
+    /// The user.
+    pub(super) user: String,
+    /// Elements of a vector; `None` for memories of text alone.
+    pub(super) dimension: Option<usize>,
+    /// Whether what is acknowledged is durable.
+    pub(super) sync: bool,
+}
+
+impl Home {
+    /// The file of the log.
+    pub(super) fn log(&self) -> String {
+        super::file_of(&self.user, "log")
+    }
+
+    /// Removes what is derived from a log, durably, so that nothing of it outlives the log.
+    pub(super) fn remove_derived(&self) -> Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn no_memory(&self, id: u64) -> Error {
+        Error::NoMemory { id, user: self.user.clone() }
+    }
+
+    fn failed(&self, action: &'static str, error: std::io::Error) -> Error {
+        Error::io(action, super::log::path_of(&*self.disk, &self.log()), error)
+    }
+}
+
+/// A user's memories.
+pub(super) struct User {
+    pub(super) home: Home,
+    /// `None` until something is remembered.
+    log: Option<Log>,
+    pub(super) rows: Rows,
+    pub(super) index: TextIndex,
+    /// `None` until a vector is asked for.
+    pub(super) vectors: Option<Vectors>,
+    pub(super) scores: TextScores,
+    pub(super) words: Words,
+    next_id: u64,
+    damage: Damage,
+    /// Records that did not hold when they were read again.
+    pub(super) lost: u64,
+    /// After a failed write nobody knows what the log holds.
+    broken: bool,
+}
+
+impl User {
+    /// Reads a user's memories; a user that nobody knows has none.
+    ///
+    /// # Errors
+    /// `Corrupt` for a log whose head is damaged twice, or is another user's; `Io`.
+    pub(super) fn load(home: Home) -> Result<Self> {
+        let log = Log::open(&*home.disk, &home.log())?;
+        if let Some(log) = &log
+            && log.head().user != home.user
+        {
+            return Err(Error::Corrupt {
+                path: super::log::path_of(&*home.disk, &home.log()),
+                what: "is the log of another user".into(),
+                offset: 0,
+            });
+        }
+        let mut user = Self {
+            home,
+            log: None,
+            rows: Rows::default(),
+            index: TextIndex::default(),
+            vectors: None,
+            scores: TextScores::default(),
+            words: Words::default(),
+            next_id: log.as_ref().map_or(1, |log| log.head().next_id),
+            damage: Damage::default(),
+            lost: 0,
+            broken: false,
+        };
+        if let Some(mut log) = log {
+            user.damage = log.scan(|place, record| {
+                user.apply(place, &record);
+                Ok(())
+            })?;
+            user.log = Some(log);
+        }
+        Ok(user)
+    }
+
+    pub(super) const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Bytes of the log.
+    pub(super) fn bytes(&self) -> u64 {
+        self.log.as_ref().map_or(0, Log::end)
+    }
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let flushed = self.log.as_ref().map_or(Ok(()), Log::sync);
+        self.broken |= flushed.is_err();
+        flushed
+    }
+
+    /// What the scope covers.
+    pub(super) fn stats(&self, scope: &Scope, now: i64) -> super::Stats {
+        let covered = self.rows.covered(scope.names());
+        let when = When::now(now);
+        let mut stats = super::Stats {
+            log_bytes: self.bytes(),
+            damaged: self.damage.holes + self.lost,
+            ..super::Stats::default()
+        };
+        for row in self.rows.all().iter().filter(|row| covered[row.leaf as usize]) {
+            stats.memories += 1;
+            stats.present += u64::from(row.is_present(&when, now));
+            stats.vectors += u64::from(row.has_vector);
+        }
+        stats
+    }
+
+    /// Takes a record of the log into what is derived from it.
+    fn apply(&mut self, place: Place, record: &Record) {
+        match record {
+            Record::Memory { id, stored } => {
+                // A number out of order is none that this program wrote.
+                if self.rows.all().last().is_some_and(|last| last.id >= *id) {
+                    return;
+                }
+                let words = self.words.count(&stored.text);
+                let row = self.rows.len() as u32;
+                self.rows.push(*id, stored, place, words.values().sum());
+                self.index.push(row, &words);
+                if let Some(vectors) = &mut self.vectors {
+                    vectors.push(fitting(self.home.dimension, &stored.vector));
+                }
+                self.next_id = self.next_id.max(id.saturating_add(1));
+            }
+            Record::End { id, valid_to, recorded } => self.rows.end(*id, *valid_to, *recorded),
+        }
+    }
+
+    /// The rows' vectors, read from the log at the first call.
+    pub(super) fn load_vectors(&mut self, dimension: usize) -> Result<()> {
+        if self.vectors.is_some() {
+            return Ok(());
+        }
+        let mut vectors = Vectors::new(dimension);
+        for row in self.rows.all() {
+            let stored = if row.has_vector { self.record(row)? } else { None };
+            vectors.push(stored.as_ref().map_or(&[], |memory| fitting(Some(dimension), &memory.vector)));
+        }
+        self.vectors = Some(vectors);
+        Ok(())
+    }
+
+    /// Remembers, in the order given; the numbers. Nothing of a batch that is refused is kept.
+    ///
+    /// # Errors
+    /// `Invalid`, or `NoMemory` for one to supersede that the scope does not cover; `Io`, after
+    /// which a part of the batch may have been kept.
+    pub(super) fn remember(&mut self, scope: &Scope, drafts: &[Draft], now: i64) -> Result<Vec<u64>> {
+        let mut records = Vec::with_capacity(drafts.len());
+        let mut taken = std::collections::HashSet::new();
+        for (id, draft) in (self.next_id..).zip(drafts) {
+            let names = match draft.supersedes {
+                Some(old) => self.superseded(scope, old, &mut taken)?,
+                None => scope.names().clone(),
+            };
+            records.push(Record::Memory { id, stored: draft.stored(&names, now, self.home.dimension)? });
+        }
+        self.write(&records)?;
+        Ok(records.iter().map(Record::id).collect())
+    }
+
+    /// Where a memory is that is to be superseded.
+    fn superseded(
+        &self,
+        scope: &Scope,
+        old: u64,
+        taken: &mut std::collections::HashSet<u64>,
+    ) -> Result<Names> {
+        let row = self.rows.row(self.find(scope, old)?);
+        if row.superseded_by != 0 || !taken.insert(old) {
+            let by = if row.superseded_by == 0 {
+                "one of the same batch".into()
+            } else {
+                row.superseded_by.to_string()
+            };
+            return Err(Error::Invalid(format!("memory {old} was superseded by {by}; update that one")));
+        }
+        Ok(self.rows.names(row).clone())
+    }
+
+    /// Notes that a memory is true until `valid_to` only.
+    ///
+    /// # Errors
+    /// `NoMemory`, `Invalid`, `Io`.
+    pub(super) fn end(&mut self, scope: &Scope, id: u64, valid_to: i64, now: i64) -> Result<()> {
+        let row = self.rows.row(self.find(scope, id)?);
+        if valid_to < row.valid_from {
+            return Err(Error::Invalid(format!(
+                "memory {id} is true from {} on, it can't end at {valid_to} (milliseconds since 1970)",
+                row.valid_from
+            )));
+        }
+        if row.superseded_by != 0 {
+            return Err(Error::Invalid(format!("memory {id} was superseded by {}", row.superseded_by)));
+        }
+        self.write(&[Record::End { id, valid_to, recorded: now }])
+    }
+
+    fn write(&mut self, records: &[Record]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let mut log = match self.log.take() {
+            Some(log) => log,
+            None => self.create_log(|_| Ok(()))?,
+        };
+        let written = log.append(records, self.home.sync);
+        self.log = Some(log);
+        self.broken = written.is_err();
+        for (place, record) in written?.into_iter().zip(records) {
+            self.apply(place, record);
+        }
+        Ok(())
+    }
+
+    fn create_log(&self, fill: impl FnOnce(&mut Log) -> Result<()>) -> Result<Log> {
+        let generation = random()?;
+        let head = LogHead { generation, next_id: self.next_id, user: self.home.user.clone() };
+        Log::create(&*self.home.disk, &self.home.log(), head, fill, || self.home.remove_derived())
+    }
+
+    /// The row of a memory that the scope covers.
+    ///
+    /// # Errors
+    /// `NoMemory`, the same whether there is none or it is another scope's.
+    pub(super) fn find(&self, scope: &Scope, id: u64) -> Result<u32> {
+        let row = self.rows.find(id).filter(|row| scope.names().covers(self.rows.names(self.rows.row(*row))));
+        row.ok_or_else(|| self.home.no_memory(id))
+    }
+
+    /// One memory, past or present.
+    ///
+    /// # Errors
+    /// `NoMemory`; `Corrupt` where its record does not hold any more; `Io`.
+    pub(super) fn get(&mut self, scope: &Scope, id: u64) -> Result<Memory> {
+        let row = self.find(scope, id)?;
+        self.memory(row)?.ok_or_else(|| Error::Corrupt {
+            path: super::log::path_of(&*self.home.disk, &self.home.log()),
+            what: format!("the record of memory {id} is damaged"),
+            offset: self.rows.row(row).place.offset,
+        })
+    }
+
+    /// The memory of a row; `None`, and counted, where its record does not hold any more.
+    pub(super) fn memory(&mut self, row: u32) -> Result<Option<Memory>> {
+        let row = self.rows.row(row);
+        let Some(stored) = self.record(row)? else {
+            self.lost += 1;
+            return Ok(None);
+        };
+        let at = |id: u64| self.rows.find(id).map(|_| id);
+        Ok(Some(Memory {
+            id: row.id,
+            names: stored.names,
+            text: stored.text,
+            metadata: stored.metadata,
+            source: stored.source,
+            vector: stored.vector,
+            valid_from: row.valid_from,
+            valid_to: row.true_until(i64::MAX - 1),
+            recorded: row.recorded,
+            closed: row.closed,
+            supersedes: at(row.supersedes),
+            superseded_by: at(row.superseded_by),
+        }))
+    }
+
+    fn record(&self, row: &Row) -> Result<Option<super::memory::Stored>> {
+        let Some(log) = &self.log else { return Ok(None) };
+        match log.read(row.place)? {
+            Some(Record::Memory { id, stored }) if id == row.id => Ok(Some(stored)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Present memories whose numbers are larger than `after`, `limit` at most, in order.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn list(
+        &mut self,
+        scope: &Scope,
+        when: &When,
+        after: u64,
+        limit: usize,
+        now: i64,
+    ) -> Result<Vec<Memory>> {
+        let covered = self.rows.covered(scope.names());
+        let first = self.rows.all().partition_point(|row| row.id <= after);
+        let mut memories = Vec::new();
+        for row in first..self.rows.len() {
+            if memories.len() == limit {
+                break;
+            }
+            let here = self.rows.row(row as u32);
+            if covered[here.leaf as usize] && here.is_present(when, now) {
+                memories.extend(self.memory(row as u32)?);
+            }
+        }
+        Ok(memories)
+    }
+
+    /// All versions of a memory, the oldest first.
+    ///
+    /// # Errors
+    /// `NoMemory`, `Io`.
+    pub(super) fn history(&mut self, scope: &Scope, id: u64) -> Result<Vec<Memory>> {
+        let versions = self.versions(self.find(scope, id)?);
+        let mut memories = Vec::with_capacity(versions.len());
+        for row in versions {
+            memories.extend(self.memory(row)?);
+        }
+        Ok(memories)
+    }
+
+    /// Rows of all versions of a memory, the oldest first. All are in one scope, which
+    /// [`User::remember`] sees to.
+    fn versions(&self, row: u32) -> Vec<u32> {
+        let follow = |next: fn(&Row) -> u64| {
+            let mut at = row;
+            std::iter::from_fn(move || {
+                at = self.rows.find(next(self.rows.row(at)))?;
+                Some(at)
+            })
+        };
+        let mut versions: Vec<u32> = follow(|row| row.supersedes).collect();
+        versions.reverse();
+        versions.push(row);
+        versions.extend(follow(|row| row.superseded_by));
+        versions
+    }
+
+    /// Erases memories with all their versions: the log is written anew without them.
+    /// How many records went.
+    ///
+    /// # Errors
+    /// `NoMemory` for any that the scope does not cover, and nothing is erased then; `Io`.
+    pub(super) fn forget(&mut self, scope: &Scope, ids: &[u64]) -> Result<u64> {
+        let mut gone = vec![false; self.rows.len()];
+        for id in ids {
+            for version in self.versions(self.find(scope, *id)?) {
+                gone[version as usize] = true;
+            }
+        }
+        self.erase(&gone)
+    }
+
+    /// Erases everything that the scope covers.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn forget_all(&mut self, scope: &Scope) -> Result<u64> {
+        let covered = self.rows.covered(scope.names());
+        let gone: Vec<bool> = self.rows.all().iter().map(|row| covered[row.leaf as usize]).collect();
+        self.erase(&gone)
+    }
+
+    /// Writes the log anew without some rows, and with nothing that was damaged.
+    pub(super) fn erase(&mut self, gone: &[bool]) -> Result<u64> {
+        let count = gone.iter().filter(|gone| **gone).count() as u64;
+        if count == 0 {
+            return Ok(0);
+        }
+        // Whatever happens from here on, the files say what is there.
+        self.broken = true;
+        if count == gone.len() as u64 {
+            self.remove_files()?;
+        } else {
+            self.rewrite(gone)?;
+        }
+        Ok(count)
+    }
+
+    /// Removes all of the user's files: nothing is left, not even the name.
+    fn remove_files(&mut self) -> Result<()> {
+        self.home.remove_derived()?;
+        let disk = &self.home.disk;
+        remove_if_there(&**disk, &self.home.log()).map_err(|error| self.home.failed("remove", error))?;
+        disk.sync_dir(super::USERS).map_err(|error| self.home.failed("sync", error))
+    }
+
+    fn rewrite(&mut self, gone: &[bool]) -> Result<()> {
+        let Some(old) = &self.log else { return Ok(()) };
+        let kept = |id: u64| self.rows.find(id).filter(|row| !gone[*row as usize]);
+        self.create_log(|new| {
+            let mut old = old.from_start();
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            old.scan(|place, record| {
+                // Of two records of one number, the first is the memory.
+                let is_kept = kept(record.id()).is_some_and(|row| {
+                    matches!(record, Record::End { .. }) || self.rows.row(row).place == place
+                });
+                if is_kept {
+                    bytes += place.bytes as usize;
+                    batch.push(record);
+                }
+                if bytes >= REWRITE_BYTES {
+                    bytes = 0;
+                    new.append(&std::mem::take(&mut batch), false)?;
+                }
+                Ok(())
+            })?;
+            new.append(&batch, false).map(drop)
+        })?;
+        Ok(())
+    }
+}
+
+/// A vector of this store's dimension, or none.
+fn fitting(dimension: Option<usize>, vector: &[f32]) -> &[f32] {
+    if Some(vector.len()) == dimension { vector } else { &[] }
+}
+
+/// Bytes that are collected before they are written to a new log.
+const REWRITE_BYTES: usize = 4 << 20;
+
+/// A random number that names a log.
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::Invalid(format!("the system gives no random numbers: {error}")))?;
+    Ok(u64::from_le_bytes(bytes))
+}
