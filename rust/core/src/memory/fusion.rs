@@ -1,14 +1,24 @@
 //! How the signals of a memory become one score. Everything that can be tuned is here.
 
+// The constants were found on conversations, see docs/memory.md: the window alone, of seven
+// memories, beats every sum in which the memory itself counts once more.
+
 /// BM25's saturation of repeated words.
-pub(super) const BM25_K1: f32 = 1.2;
+pub(super) const BM25_K1: f32 = 0.9;
 /// How far BM25 counts a long text's words for less.
-pub(super) const BM25_B: f32 = 0.75;
+pub(super) const BM25_B: f32 = 0.4;
+
+/// What a memory counts in a window by its distance from the middle: in halves, as whole
+/// numbers of [`WINDOW_UNIT`].
+pub(super) const WINDOW: [u32; 4] = [WINDOW_UNIT, 4, 2, 1];
+/// What the memory itself counts in its window.
+pub(super) const WINDOW_UNIT: u32 = 8;
 
 /// The signals of one memory, each by itself.
 ///
-/// The *window* of a memory is itself with the one before and the one after it in its session:
-/// an answer often stands beside the words that the question has.
+/// The *window* of a memory is itself with three before and three after it in its session,
+/// each counting half of the one nearer: an answer often stands beside the words that the
+/// question has.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Signals {
     /// BM25 of the memory's words.
@@ -17,7 +27,7 @@ pub struct Signals {
     pub bm25_window: f32,
     /// Cosine of its vector and the query's; 0 where one has none.
     pub cosine: f32,
-    /// Mean cosine of its window.
+    /// Cosine of the query and the sum of the window's directions.
     pub cosine_window: f32,
 }
 
@@ -44,7 +54,7 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { bm25: 1.0, bm25_window: 1.0, cosine: 1.0, cosine_window: 1.0 }
+        Self { bm25: 0.0, bm25_window: 1.0, cosine: 0.0, cosine_window: 1.0 }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::fusion::WINDOW;
 use super::log::Place;
 use super::memory::{FOREVER, Stored, When};
 use super::scope::Names;
@@ -18,6 +19,8 @@ pub(super) struct Row {
     pub(super) leaf: u32,
     /// Words that it is found by.
     pub(super) words: u32,
+    /// Words of its window, in units of [`super::fusion::WINDOW_UNIT`].
+    pub(super) window_words: u32,
     pub(super) has_vector: bool,
     pub(super) valid_from: i64,
     pub(super) valid_to: i64,
@@ -61,7 +64,7 @@ pub(super) struct Leaf {
     pub(super) last: Option<u32>,
     pub(super) rows: u64,
     pub(super) words: u64,
-    /// Words of its memories together with their neighbours'.
+    /// Words of its memories' windows, in units of [`super::fusion::WINDOW_UNIT`].
     pub(super) window_words: u64,
 }
 
@@ -116,12 +119,19 @@ impl Rows {
     pub(super) fn push(&mut self, id: u64, stored: &Stored, place: Place, words: u32) {
         let row = self.rows.len() as u32;
         let leaf = self.leaf(&stored.names);
-        let previous = self.link(leaf, row, words);
+        let previous = self.leaves[leaf as usize].last.unwrap_or(NONE);
+        let previous = if stored.names.session.is_some() { previous } else { NONE };
+        if let Some(before) = self.rows.get_mut(previous as usize) {
+            before.next = row;
+        }
+        let window_words = self.count_words(leaf, previous, words);
+        self.leaves[leaf as usize].last = Some(row);
         self.rows.push(Row {
             id,
             place,
             leaf,
             words,
+            window_words,
             has_vector: !stored.vector.is_empty(),
             valid_from: stored.valid_from,
             valid_to: stored.valid_to,
@@ -162,17 +172,35 @@ impl Rows {
         leaf
     }
 
-    /// Counts a row that is about to be pushed; the one before it in its session.
-    fn link(&mut self, leaf: u32, row: u32, words: u32) -> u32 {
+    /// Counts a row that is about to be pushed, in its leaf and in the windows that it joins;
+    /// the words of its own window.
+    fn count_words(&mut self, leaf: u32, previous: u32, words: u32) -> u32 {
+        let mut own = words.saturating_mul(WINDOW[0]);
+        let mut others = 0_u64;
+        let mut at = previous;
+        for weight in &WINDOW[1..] {
+            let Some(before) = self.rows.get_mut(at as usize) else { break };
+            own = own.saturating_add(before.words.saturating_mul(*weight));
+            before.window_words = before.window_words.saturating_add(words.saturating_mul(*weight));
+            others += u64::from(words) * u64::from(*weight);
+            at = before.previous;
+        }
         let leaf = &mut self.leaves[leaf as usize];
         leaf.rows += 1;
         leaf.words += u64::from(words);
-        leaf.window_words += u64::from(words);
-        let previous = leaf.last.replace(row).filter(|_| leaf.names.session.is_some());
-        let Some(previous) = previous else { return NONE };
-        let before = &mut self.rows[previous as usize];
-        before.next = row;
-        leaf.window_words += u64::from(words) + u64::from(before.words);
-        previous
+        leaf.window_words += u64::from(own) + others;
+        own
+    }
+
+    /// The rows of a window with what each counts there, the row itself first.
+    pub(super) fn window(&self, row: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let side = |step: fn(&Row) -> u32| {
+            let mut at = row;
+            WINDOW[1..].iter().map_while(move |weight| {
+                at = step(self.rows.get(at as usize)?);
+                (at != NONE).then_some((at, *weight))
+            })
+        };
+        std::iter::once((row, WINDOW[0])).chain(side(|row| row.previous)).chain(side(|row| row.next))
     }
 }

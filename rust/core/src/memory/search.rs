@@ -3,9 +3,9 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
-use super::fusion::{Signals, Spreads, Weights};
+use super::fusion::{Signals, Spreads, WINDOW_UNIT, Weights};
 use super::memory::{Memory, When, check_vector};
-use super::rows::{NONE, Row, Rows};
+use super::rows::{Row, Rows};
 use super::scope::Scope;
 use super::text::{Corpus, TextScores};
 use super::user::User;
@@ -89,15 +89,15 @@ impl User {
         let visible = |row: &Row| covered[row.leaf as usize] && row.is_present(&when, now);
         let corpus = Corpus::of(&self.rows, &covered);
         let words = query.text.as_deref().map_or_else(HashMap::new, |text| self.words.count(text));
-        self.scores.score(&self.rows, &self.index, &words, &corpus, visible);
+        self.scores.score(&self.rows, &self.index, &words, &corpus, &covered);
         let cosines = match &query.vector {
             Some(vector) => {
                 self.load_vectors(vector.len())?;
-                self.vectors.as_ref().map(|vectors| cosines(&self.rows, vectors, vector, visible))
+                self.vectors.as_ref().map(|vectors| (vectors, cosines(&self.rows, vectors, vector, &covered)))
             }
             None => None,
         };
-        let signals = Rated { rows: &self.rows, text: &self.scores, cosines: cosines.as_deref() };
+        let signals = Rated { rows: &self.rows, text: &self.scores, cosines: cosines.as_ref() };
         let best = signals.rank(&corpus, &query.weights, visible);
         self.tell(best, query.k)
     }
@@ -130,13 +130,13 @@ impl User {
     }
 }
 
-/// Cosines of all rows that are visible and have a vector; NaN for the others.
-fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], visible: impl Fn(&Row) -> bool) -> Vec<f32> {
+/// Cosines of all rows that are covered and have a vector; NaN for the others.
+fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], covered: &[bool]) -> Vec<f32> {
     let query = vectors.query(query);
     let mut cosines = vec![f32::NAN; rows.len()];
     let counts = |row: usize| {
         let row = rows.row(row as u32);
-        row.has_vector && visible(row)
+        row.has_vector && covered[row.leaf as usize]
     };
     let mut first = 0;
     while first < rows.len() {
@@ -151,27 +151,21 @@ fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], visible: impl Fn(&Row)
 struct Rated<'a> {
     rows: &'a Rows,
     text: &'a TextScores,
-    cosines: Option<&'a [f32]>,
+    cosines: Option<&'a (&'a Vectors, Vec<f32>)>,
 }
 
 impl Rated<'_> {
     fn cosine(&self, row: u32) -> Option<f32> {
-        let cosine = *self.cosines?.get(row as usize)?;
+        let cosine = *self.cosines?.1.get(row as usize)?;
         (!cosine.is_nan()).then_some(cosine)
     }
 
-    /// Mean over the window's members that have one.
+    /// Cosine of the window's sum, for rows that have a vector themselves.
     fn cosine_window(&self, row: u32) -> Option<f32> {
-        let own = self.cosine(row)?;
-        let Row { previous, next, .. } = *self.rows.row(row);
-        let (mut sum, mut count) = (own, 1.0);
-        for neighbour in [previous, next].into_iter().filter(|row| *row != NONE) {
-            if let Some(cosine) = self.cosine(neighbour) {
-                sum += cosine;
-                count += 1.0;
-            }
-        }
-        Some(sum / count)
+        self.cosine(row)?;
+        let products = self.rows.window(row);
+        let products = products.map(|(member, units)| units as f32 * self.cosine(member).unwrap_or(0.0));
+        Some(products.sum::<f32>() / WINDOW_UNIT as f32 / self.cosines?.0.window_length(row))
     }
 
     fn signals(&self, row: u32) -> Signals {
@@ -191,11 +185,11 @@ impl Rated<'_> {
         weights: &Weights,
         visible: impl Fn(&Row) -> bool,
     ) -> BinaryHeap<Candidate> {
-        let all = self.cosines.map_or(0, |cosines| cosines.len() as u32);
+        let all = self.cosines.map_or(0, |(_, cosines)| cosines.len() as u32);
         let with_vector = (0..all).filter(|row| self.cosine(*row).is_some());
-        let with_words = self.text.touched().iter().copied();
-        let with_words = with_words.filter(|row| self.cosine(*row).is_none() && visible(self.rows.row(*row)));
-        let rows: Vec<u32> = with_vector.chain(with_words).collect();
+        let with_words = self.text.touched().iter().copied().filter(|row| self.cosine(*row).is_none());
+        let rows = with_vector.chain(with_words).filter(|row| visible(self.rows.row(*row)));
+        let rows: Vec<u32> = rows.collect();
         let spreads = self.spreads(&rows, corpus);
         let candidate = |row: u32| {
             let signals = self.signals(row);

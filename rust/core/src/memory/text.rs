@@ -1,12 +1,12 @@
-//! Which of a user's memories have a word, and BM25 over those that a query may see.
+//! Which of a user's memories have a word, and BM25 over those that a scope covers.
 //!
 //! All counts that BM25 needs are those of the scope that is asked: how often a word occurs
 //! elsewhere changes no score, and tells nothing.
 
 use std::collections::HashMap;
 
-use super::fusion::{BM25_B, BM25_K1};
-use super::rows::{NONE, Row, Rows};
+use super::fusion::{BM25_B, BM25_K1, WINDOW_UNIT};
+use super::rows::Rows;
 
 /// Words of a user's memories, by stem.
 #[derive(Debug, Default)]
@@ -108,16 +108,20 @@ impl Corpus {
         (((all - with_word).max(0.0) + 0.5) / (with_word + 0.5)).ln_1p()
     }
 
-    fn mean(&self, words: u64) -> f32 {
-        (words as f32 / self.rows.max(1) as f32).max(1.0)
+    fn mean(&self, words: f32) -> f32 {
+        (words / self.rows.max(1) as f32).max(1.0)
     }
 }
 
 /// What a word adds that occurs `count` times among `words`.
-fn saturated(count: u32, words: u32, mean_words: f32) -> f32 {
-    let count = count as f32;
-    let length = 1.0 - BM25_B + BM25_B * words as f32 / mean_words;
+fn saturated(count: f32, words: f32, mean_words: f32) -> f32 {
+    let length = 1.0 - BM25_B + BM25_B * words / mean_words;
     count * (BM25_K1 + 1.0) / (count + BM25_K1 * length)
+}
+
+/// A count of units as a number of words.
+fn words_of(units: u32) -> f32 {
+    units as f32 / WINDOW_UNIT as f32
 }
 
 /// BM25 of every row for one query, kept between queries: clearing costs what was touched.
@@ -125,38 +129,39 @@ fn saturated(count: u32, words: u32, mean_words: f32) -> f32 {
 pub(super) struct TextScores {
     turn: Vec<f32>,
     window: Vec<f32>,
-    /// How often the windows have the word at hand.
-    counts: Vec<u32>,
+    /// Units of the word at hand in the windows.
+    units: Vec<u32>,
     touched: Vec<u32>,
 }
 
 impl TextScores {
-    /// Scores the rows that `visible` lets through, and forgets the query before.
+    /// Scores the rows of the covered leaves, and forgets the query before.
     pub(super) fn score(
         &mut self,
         rows: &Rows,
         index: &TextIndex,
         words: &HashMap<String, u32>,
         corpus: &Corpus,
-        visible: impl Fn(&Row) -> bool,
+        covered: &[bool],
     ) {
         self.clear(rows.len());
-        let (mean, mean_window) = (corpus.mean(corpus.words), corpus.mean(corpus.window_words));
+        let mean = corpus.mean(corpus.words as f32);
+        let mean_window = corpus.mean(corpus.window_words as f32 / WINDOW_UNIT as f32);
         // In a fixed order, so that equal queries have equal scores to the last bit.
         let mut words: Vec<_> = words.iter().collect();
         words.sort_unstable();
         for (word, times) in words {
             let Some(postings) = index.terms.get(word.as_str()) else { continue };
-            let found: Vec<(u32, u32)> = postings.iter().filter(|(row, _)| visible(rows.row(*row))).collect();
+            let is_covered = |row: u32| covered[rows.row(row).leaf as usize];
+            let found: Vec<(u32, u32)> = postings.iter().filter(|(row, _)| is_covered(*row)).collect();
             let weight = *times as f32 * corpus.rarity(found.len());
             for (row, count) in &found {
-                self.turn[*row as usize] += weight * saturated(*count, rows.row(*row).words, mean);
+                let words = rows.row(*row).words as f32;
+                self.turn[*row as usize] += weight * saturated(*count as f32, words, mean);
             }
-            let near = self.count_windows(rows, &found, &visible);
-            let weight = *times as f32 * corpus.rarity(near.len());
-            for row in near {
-                let score = saturated(self.counts[row as usize], window_words(rows, row), mean_window);
-                self.counts[row as usize] = 0;
+            for row in self.count_windows(rows, &found) {
+                let count = words_of(std::mem::take(&mut self.units[row as usize]));
+                let score = saturated(count, words_of(rows.row(row).window_words), mean_window);
                 if self.window[row as usize] == 0.0 {
                     self.touched.push(row);
                 }
@@ -165,24 +170,18 @@ impl TextScores {
         }
     }
 
-    /// Counts the word for the windows that it is in; which those are.
-    fn count_windows(
-        &mut self,
-        rows: &Rows,
-        found: &[(u32, u32)],
-        visible: &impl Fn(&Row) -> bool,
-    ) -> Vec<u32> {
+    /// Counts the word for the windows that it is in; which those are. A window is of one
+    /// session, and so of one leaf: what is covered stays so.
+    fn count_windows(&mut self, rows: &Rows, found: &[(u32, u32)]) -> Vec<u32> {
         let mut near = Vec::with_capacity(found.len());
         for (row, count) in found {
-            let Row { previous, next, .. } = *rows.row(*row);
-            for (in_window, is_itself) in [(previous, false), (*row, true), (next, false)] {
-                if in_window == NONE || !(is_itself || visible(rows.row(in_window))) {
-                    continue;
+            // Windows are symmetric: those that a row is in are those in its own.
+            for (middle, weight) in rows.window(*row) {
+                let units = &mut self.units[middle as usize];
+                if *units == 0 {
+                    near.push(middle);
                 }
-                if self.counts[in_window as usize] == 0 {
-                    near.push(in_window);
-                }
-                self.counts[in_window as usize] = self.counts[in_window as usize].saturating_add(*count);
+                *units = units.saturating_add(count.saturating_mul(weight));
             }
         }
         near
@@ -195,7 +194,7 @@ impl TextScores {
         }
         self.turn.resize(rows, 0.0);
         self.window.resize(rows, 0.0);
-        self.counts.resize(rows, 0);
+        self.units.resize(rows, 0);
     }
 
     /// Rows whose window has a word of the query; in no order.
@@ -207,12 +206,6 @@ impl TextScores {
     pub(super) fn of(&self, row: u32) -> (f32, f32) {
         (self.turn[row as usize], self.window[row as usize])
     }
-}
-
-fn window_words(rows: &Rows, row: u32) -> u32 {
-    let words = |row: u32| if row == NONE { 0 } else { rows.row(row).words };
-    let Row { previous, next, words: own, .. } = *rows.row(row);
-    own.saturating_add(words(previous)).saturating_add(words(next))
 }
 
 #[cfg(test)]

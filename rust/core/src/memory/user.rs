@@ -155,7 +155,7 @@ impl User {
                 self.rows.push(*id, stored, place, words.values().sum());
                 self.index.push(row, &words);
                 if let Some(vectors) = &mut self.vectors {
-                    vectors.push(fitting(self.home.dimension, &stored.vector));
+                    vectors.push(&self.rows, fitting(self.home.dimension, &stored.vector));
                 }
                 self.next_id = self.next_id.max(id.saturating_add(1));
             }
@@ -171,7 +171,10 @@ impl User {
         let mut vectors = Vectors::new(dimension);
         for row in self.rows.all() {
             let stored = if row.has_vector { self.record(row)? } else { None };
-            vectors.push(stored.as_ref().map_or(&[], |memory| fitting(Some(dimension), &memory.vector)));
+            vectors.push(
+                &self.rows,
+                stored.as_ref().map_or(&[], |memory| fitting(Some(dimension), &memory.vector)),
+            );
         }
         self.vectors = Some(vectors);
         Ok(())

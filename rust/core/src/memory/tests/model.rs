@@ -10,49 +10,58 @@ use crate::memory::words::Words;
 fn by_the_book(memories: &[Memory], text: &str, vector: &[f32]) -> Vec<(u64, [f64; 4])> {
     let words = Words::default();
     let counts: Vec<_> = memories.iter().map(|memory| words.count(&memory.text)).collect();
-    let windows: Vec<Vec<usize>> = (0..memories.len()).map(|at| window(memories, at)).collect();
-    let lengths = |members: &[usize]| -> f64 {
-        members.iter().map(|at| counts[*at].values().sum::<u32>() as f64).sum()
-    };
-    let alone: Vec<Vec<usize>> = (0..memories.len()).map(|at| vec![at]).collect();
-    let bm25 = |groups: &[Vec<usize>]| -> Vec<f64> {
-        let mean = (groups.iter().map(|group| lengths(group)).sum::<f64>() / groups.len() as f64).max(1.0);
+    let windows: Vec<Window> = (0..memories.len()).map(|at| window(memories, at)).collect();
+    let length = |at: usize| counts[at].values().sum::<u32>() as f64;
+    let lengths = |group: &Window| -> f64 { group.iter().map(|(at, weight)| weight * length(*at)).sum() };
+    let alone: Vec<Window> = (0..memories.len()).map(|at| vec![(at, 1.0)]).collect();
+    let bm25 = |groups: &[Window]| -> Vec<f64> {
+        let mean = (groups.iter().map(&lengths).sum::<f64>() / groups.len() as f64).max(1.0);
         let mut scores = vec![0.0; groups.len()];
         for (word, times) in words.count(text) {
-            let count = |group: &[usize]| -> f64 {
-                group.iter().map(|at| *counts[*at].get(&word).unwrap_or(&0) as f64).sum()
-            };
-            let with_word = groups.iter().filter(|group| count(group) > 0.0).count() as f64;
+            let count_in = |at: usize| f64::from(*counts[at].get(&word).unwrap_or(&0));
+            let count =
+                |group: &Window| -> f64 { group.iter().map(|(at, weight)| weight * count_in(*at)).sum() };
+            let with_word = alone.iter().filter(|group| count(group) > 0.0).count() as f64;
             let rarity = (1.0 + (groups.len() as f64 - with_word + 0.5) / (with_word + 0.5)).ln();
             for (group, score) in groups.iter().zip(&mut scores) {
                 let count = count(group);
-                let length = 0.25 + 0.75 * lengths(group) / mean;
-                *score += f64::from(times) * rarity * count * 2.2 / (count + 1.2 * length);
+                let length = 0.6 + 0.4 * lengths(group) / mean;
+                *score += f64::from(times) * rarity * count * 1.9 / (count + 0.9 * length);
             }
         }
         scores
     };
     let query = direction(vector);
-    let cosines: Vec<f64> = memories
-        .iter()
-        .map(|memory| direction(&memory.vector).iter().zip(&query).map(|(a, b)| f64::from(a * b)).sum())
-        .collect();
+    let directions: Vec<_> = memories.iter().map(|memory| direction(&memory.vector)).collect();
+    let cosine = |group: &Window| -> f64 {
+        let mut sum = vec![0.0; query.len()];
+        for (at, weight) in group {
+            for (sum, value) in sum.iter_mut().zip(&directions[*at]) {
+                *sum += weight * f64::from(*value);
+            }
+        }
+        let product: f64 = sum.iter().zip(&query).map(|(a, b)| a * f64::from(*b)).sum();
+        product / sum.iter().map(|value| value * value).sum::<f64>().sqrt()
+    };
     let (turn, near) = (bm25(&alone), bm25(&windows));
-    let mean_of = |group: &[usize]| group.iter().map(|at| cosines[*at]).sum::<f64>() / group.len() as f64;
     (0..memories.len())
-        .map(|at| (memories[at].id, [turn[at], near[at], cosines[at], mean_of(&windows[at])]))
+        .map(|at| (memories[at].id, [turn[at], near[at], cosine(&alone[at]), cosine(&windows[at])]))
         .collect()
 }
 
-/// A memory with those before and after it in its session.
-fn window(memories: &[Memory], at: usize) -> Vec<usize> {
+/// Members with what they count.
+type Window = Vec<(usize, f64)>;
+
+/// A memory with three before and three after it in its session.
+fn window(memories: &[Memory], at: usize) -> Window {
     let names = &memories[at].names;
     if names.session.is_none() {
-        return vec![at];
+        return vec![(at, 1.0)];
     }
     let session: Vec<usize> = (0..memories.len()).filter(|other| &memories[*other].names == names).collect();
     let place = session.iter().position(|other| *other == at).unwrap();
-    session[place.saturating_sub(1)..(place + 2).min(session.len())].to_vec()
+    let members = session.iter().enumerate().filter(|(other, _)| other.abs_diff(place) <= 3);
+    members.map(|(other, row)| (*row, 0.5_f64.powi(other.abs_diff(place) as i32))).collect()
 }
 
 fn z(scores: &[(u64, [f64; 4])], signal: usize, value: f64) -> f64 {
@@ -100,7 +109,7 @@ proptest! {
                 for (found, expected) in [bm25, bm25_window, cosine, cosine_window].into_iter().zip(signals) {
                     prop_assert!((f64::from(found) - expected).abs() < 2e-3, "{:?}, not {signals:?}", hit.signals);
                 }
-                let score: f64 = (0..4).map(|signal| z(&expected, signal, signals[signal])).sum();
+                let score: f64 = [1, 3].map(|signal| z(&expected, signal, signals[signal])).iter().sum();
                 prop_assert!((f64::from(hit.score) - score).abs() < 0.05, "{} not {score}", hit.score);
             }
             prop_assert!(hits.is_sorted_by(|a, b| a.score >= b.score));
