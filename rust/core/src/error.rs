@@ -124,6 +124,9 @@ pub enum Error {
         /// Those of the one that was given.
         given: String,
     },
+    /// The index of vectors failed; the memories are unharmed.
+    #[error("the index of vectors failed ({0}); the memories are unharmed, call again")]
+    Index(String),
     /// An argument outside what is accepted.
     #[error("{0}")]
     Invalid(String),

@@ -59,7 +59,7 @@ impl LogHead {
     /// # Errors
     /// What is wrong with the first, where both are damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
-        either(bytes, LOG_MAGIC, |reader| {
+        either(bytes, *LOG_MAGIC, |reader| {
             Ok(Self { generation: reader.u64()?, next_id: reader.u64()?, user: reader.text()? })
         })
     }
@@ -87,7 +87,7 @@ impl MemorySettings {
     /// # Errors
     /// What is wrong with the first, where both are damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
-        either(bytes, SETTINGS_MAGIC, |reader| {
+        either(bytes, *SETTINGS_MAGIC, |reader| {
             let (dimension, _reserved) = (reader.u32()?, reader.u32()?);
             let identity = reader.text()?;
             Ok(Self { embedder: (dimension > 0).then_some((identity, dimension)) })
@@ -107,13 +107,13 @@ fn twice(mut block: Vec<u8>) -> Vec<u8> {
 /// Reads the first copy that holds.
 fn either<T>(
     bytes: &[u8],
-    magic: &[u8; 8],
+    magic: [u8; 8],
     decode: impl Fn(&mut Reader<'_>) -> Result<T, Flaw>,
 ) -> Result<T, Flaw> {
     let one = |bytes: &[u8]| {
         let block = Reader(bytes).take(LOG_HEAD_BYTES)?;
         let mut reader = Reader(block);
-        if reader.array()? != *magic {
+        if reader.array()? != magic {
             return Err("starts as no file of memories does".into());
         }
         let version = reader.u32()?;
@@ -162,7 +162,7 @@ impl Record {
             Self::Memory { stored, .. } => (KIND_MEMORY, encode_memory(stored)),
             Self::End { valid_to, recorded, .. } => {
                 let mut writer = Writer(Vec::with_capacity(16));
-                writer.u64(*valid_to as u64).u64(*recorded as u64);
+                writer.i64(*valid_to).i64(*recorded);
                 (KIND_END, writer.0)
             }
         };
@@ -227,7 +227,7 @@ impl RecordHead {
             KIND_MEMORY => Ok(Record::Memory { id: self.id, stored: decode_memory(payload)? }),
             KIND_END => {
                 let mut reader = Reader(payload);
-                let (valid_to, recorded) = (reader.u64()? as i64, reader.u64()? as i64);
+                let (valid_to, recorded) = (reader.i64()?, reader.i64()?);
                 Ok(Record::End { id: self.id, valid_to, recorded })
             }
             kind => Err(format!("has a record of unknown kind {kind}")),
@@ -248,7 +248,7 @@ fn encode_memory(stored: &Stored) -> Vec<u8> {
     let flags = [HAS_AGENT, HAS_PROJECT, HAS_SESSION, HAS_SOURCE];
     let flags = optional.iter().zip(flags).filter(|(name, _)| name.is_some()).map(|(_, flag)| flag).sum();
     let mut writer = Writer(Vec::with_capacity(VECTOR_AT + vector.len() * 4 + stored.text.len() + 64));
-    writer.u64(stored.valid_from as u64).u64(stored.valid_to as u64).u64(stored.recorded as u64);
+    writer.i64(stored.valid_from).i64(stored.valid_to).i64(stored.recorded);
     writer.u64(stored.supersedes).u32(vector.len() as u32).u32(flags);
     for value in vector {
         writer.raw(&value.to_le_bytes());
@@ -262,7 +262,7 @@ fn encode_memory(stored: &Stored) -> Vec<u8> {
 
 fn decode_memory(payload: &[u8]) -> Result<Stored, Flaw> {
     let mut reader = Reader(payload);
-    let (valid_from, valid_to, recorded) = (reader.u64()? as i64, reader.u64()? as i64, reader.u64()? as i64);
+    let (valid_from, valid_to, recorded) = (reader.i64()?, reader.i64()?, reader.i64()?);
     let (supersedes, dimension, flags) = (reader.u64()?, reader.u32()? as usize, reader.u32()?);
     let vector = reader.take(dimension.saturating_mul(4))?;
     let vector = vector.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();

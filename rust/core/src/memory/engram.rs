@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::log::{path_of, remove_if_there, user_of};
 use super::memory::{DIMENSION_MAX, Draft, Memory, When};
+use super::nearest::Progress;
+use super::retention::Retention;
 use super::scope::{NAME_BYTES_MAX, Scope};
 use super::search::{Hit, Query};
 use super::user::{Home, User};
@@ -27,11 +29,17 @@ pub struct EngramConfig {
     /// Whether a call that remembers comes back only when it is durable. Otherwise the
     /// operating system writes when it pleases, or at [`Engram::flush`].
     pub durable: bool,
+    /// From how many records on what is derived from a user's log is written down, so that
+    /// opening need not read the log.
+    pub checkpoint_after: u64,
+    /// Up to how many memories of a scope every vector is looked at; beyond, the graph is
+    /// asked where [`Engram::optimize`] has built one.
+    pub exact_rows_max: usize,
 }
 
 impl Default for EngramConfig {
     fn default() -> Self {
-        Self { embedder: None, durable: true }
+        Self { embedder: None, durable: true, checkpoint_after: 4096, exact_rows_max: 20_000 }
     }
 }
 
@@ -170,6 +178,25 @@ impl Engram {
         self.with(scope, |user| user.forget_all(scope))
     }
 
+    /// Erases what is beyond the limits in a scope, the oldest first; how many records went.
+    ///
+    /// # Errors
+    /// `Invalid` without a limit; `Io`, and call again.
+    pub fn retain(&self, scope: &Scope, retention: &Retention) -> Result<u64> {
+        self.with(scope, |user| user.retain(scope, retention, now()))
+    }
+
+    /// Takes a step of building the index of a user's vectors, for all of the user's scopes;
+    /// how far it is. Call it until it is done; it may be left at any step, and other calls
+    /// go on between two. Memories that come later are looked at one by one until the next
+    /// call. Forgetting drops the index.
+    ///
+    /// # Errors
+    /// `Index`, `Io`.
+    pub fn optimize(&self, scope: &Scope) -> Result<Progress> {
+        self.with(scope, User::optimize)
+    }
+
     /// What the scope covers.
     ///
     /// # Errors
@@ -187,7 +214,7 @@ impl Engram {
         let listed = self.disk.list(super::USERS);
         let listed = listed.map_err(|error| Error::io("list", path_of(&*self.disk, super::USERS), error))?;
         let mut users = Vec::new();
-        for entry in listed.iter().filter(|entry| entry.is_file && entry.name.ends_with(".log")) {
+        for entry in listed.iter().filter(|entry| entry.is_file && super::is_kind(&entry.name, "log")) {
             match user_of(&*self.disk, &entry.name) {
                 Ok(user) => users.extend(user),
                 Err(Error::Corrupt { .. }) => {}
@@ -216,7 +243,9 @@ impl Engram {
         if self.closed.load(std::sync::atomic::Ordering::Acquire) {
             return Ok(());
         }
-        let flushed = self.flush();
+        self.check_open()?;
+        let users: Vec<_> = self.users.lock().values().cloned().collect();
+        let flushed = users.iter().try_for_each(|user| user.lock().close());
         self.closed.store(true, std::sync::atomic::Ordering::Release);
         self.users.lock().clear();
         *self.lock.lock() = None;
@@ -240,7 +269,7 @@ impl Engram {
         let user = self.user(scope.user_name())?;
         let mut user = user.lock();
         if user.is_broken() {
-            *user = User::load(user.home.clone())?;
+            *user = User::reload(user.home.clone())?;
         }
         call(&mut user)
     }
@@ -260,6 +289,8 @@ impl Engram {
             user: user.to_owned(),
             dimension: self.config.embedder.as_ref().map(|(_, dimension)| *dimension),
             sync: self.config.durable,
+            checkpoint_after: self.config.checkpoint_after,
+            exact_rows_max: self.config.exact_rows_max,
         }
     }
 }
@@ -275,14 +306,14 @@ fn prepare(disk: &dyn Disk) -> Result<()> {
     let failed = |action, error| Error::io(action, path_of(disk, super::USERS), error);
     disk.create_dir(super::USERS).map_err(|error| failed("create", error))?;
     disk.sync_dir("").map_err(|error| failed("sync", error))?;
-    let mut removed = false;
     for entry in disk.list(super::USERS).map_err(|error| failed("list", error))? {
-        if entry.name.ends_with(".tmp") {
+        if super::is_kind(&entry.name, "tmp") {
             disk.remove(&entry.name).map_err(|error| failed("remove", error))?;
-            removed = true;
         }
     }
-    if removed { disk.sync_dir(super::USERS).map_err(|error| failed("sync", error)) } else { Ok(()) }
+    // A process that was killed may have left names that a power cut would undo, and with
+    // them whatever is written to those files from now on.
+    disk.sync_dir(super::USERS).map_err(|error| failed("sync", error))
 }
 
 /// What is there and what is asked for, as one; stored where it is new.

@@ -1,7 +1,6 @@
 //! How the signals of a memory become one score. Everything that can be tuned is here.
 
-// The constants were found on conversations, see docs/memory.md: the window alone, of seven
-// memories, beats every sum in which the memory itself counts once more.
+// The constants were found on conversations, see docs/memory.md.
 
 /// BM25's saturation of repeated words.
 pub(super) const BM25_K1: f32 = 0.9;
@@ -39,7 +38,7 @@ impl Signals {
     }
 }
 
-/// What each signal counts, in standard deviations.
+/// What each signal counts at its best among the memories that are rated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
     /// Of [`Signals::bm25`].
@@ -54,7 +53,7 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { bm25: 0.0, bm25_window: 1.0, cosine: 0.0, cosine_window: 1.0 }
+        Self { bm25: 0.0, bm25_window: 1.0, cosine: 0.0, cosine_window: 0.55 }
     }
 }
 
@@ -67,59 +66,60 @@ impl Weights {
     }
 }
 
-/// Mean and deviation of one signal over the memories that a scope covers.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spread {
-    count: f64,
-    sum: f64,
-    squares: f64,
+/// The values of one signal among the memories that are rated.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    least: f32,
+    most: f32,
 }
 
-impl Spread {
-    /// One more memory with this value.
-    pub(super) fn add(&mut self, value: f32) {
-        self.count += 1.0;
-        self.sum += f64::from(value);
-        self.squares += f64::from(value) * f64::from(value);
+impl Range {
+    const NOTHING: Self = Self { least: f32::INFINITY, most: f32::NEG_INFINITY };
+
+    fn add(&mut self, value: f32) {
+        // What is not known, a NaN, is neither.
+        self.least = self.least.min(value);
+        self.most = self.most.max(value);
     }
 
-    /// Counts memories of value 0 up to `count` in all.
-    pub(super) fn fill_up_to(&mut self, count: u64) {
-        self.count = self.count.max(count as f64);
+    /// Where a value is from the least, 0, to the most, 1; 0 for one that is not known.
+    fn place(self, value: f32) -> f32 {
+        let width = self.most - self.least;
+        if width > 0.0 && !value.is_nan() { (value - self.least) / width } else { 0.0 }
     }
+}
 
-    /// By how many deviations a value is above the mean; 0 where all values are one, and for
-    /// one that is not known (a NaN).
-    pub(super) fn z(&self, value: f32) -> f32 {
-        if self.count < 1.0 || value.is_nan() {
-            return 0.0;
+/// The ranges of all signals.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ranges {
+    bm25: Range,
+    bm25_window: Range,
+    cosine: Range,
+    cosine_window: Range,
+}
+
+impl Ranges {
+    /// Those of the memories that are rated.
+    pub(super) fn of(all: &[Signals]) -> Self {
+        let nothing = Range::NOTHING;
+        // A memory without the words has a BM25 of 0, whether it is rated or not.
+        let words = Range { least: 0.0, ..nothing };
+        let mut ranges = Self { bm25: words, bm25_window: words, cosine: nothing, cosine_window: nothing };
+        for signals in all {
+            ranges.bm25.add(signals.bm25);
+            ranges.bm25_window.add(signals.bm25_window);
+            ranges.cosine.add(signals.cosine);
+            ranges.cosine_window.add(signals.cosine_window);
         }
-        let mean = self.sum / self.count;
-        let variance = (self.squares / self.count - mean * mean).max(0.0);
-        // Below this, what differs is rounding.
-        if variance < 1e-12 {
-            return 0.0;
-        }
-        ((f64::from(value) - mean) / variance.sqrt()) as f32
+        ranges
     }
-}
 
-/// The spreads of all signals.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spreads {
-    pub(super) bm25: Spread,
-    pub(super) bm25_window: Spread,
-    pub(super) cosine: Spread,
-    pub(super) cosine_window: Spread,
-}
-
-impl Spreads {
-    /// The score: the weighted sum of what each signal is above its mean, in deviations.
+    /// The score: the weighted sum of where each signal is in its range.
     pub(super) fn score(&self, signals: &Signals, weights: &Weights) -> f32 {
-        weights.bm25 * self.bm25.z(signals.bm25)
-            + weights.bm25_window * self.bm25_window.z(signals.bm25_window)
-            + weights.cosine * self.cosine.z(signals.cosine)
-            + weights.cosine_window * self.cosine_window.z(signals.cosine_window)
+        weights.bm25 * self.bm25.place(signals.bm25)
+            + weights.bm25_window * self.bm25_window.place(signals.bm25_window)
+            + weights.cosine * self.cosine.place(signals.cosine)
+            + weights.cosine_window * self.cosine_window.place(signals.cosine_window)
     }
 }
 
@@ -128,17 +128,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deviations_from_the_mean() {
-        let mut spread = Spread::default();
-        spread.add(2.0);
-        spread.add(2.0);
-        spread.fill_up_to(4);
-        assert!((spread.z(2.0) - 1.0).abs() < 1e-6 && (spread.z(0.0) + 1.0).abs() < 1e-6);
-        let mut same = Spread::default();
-        same.add(0.7);
-        same.add(0.7);
-        assert!(same.z(0.7).abs() < 1e-6);
-        assert!(Spread::default().z(1.0).abs() < 1e-6);
+    fn places_in_ranges() {
+        let signals =
+            |bm25_window, cosine_window| Signals { bm25_window, cosine_window, ..Signals::default() };
+        let all = [signals(2.0, 0.5), signals(4.0, -0.5), signals(0.0, f32::NAN)];
+        let ranges = Ranges::of(&all);
+        let scores = all.map(|one| ranges.score(&one, &Weights::default()));
+        assert_eq!(scores, [0.5 + 0.55, 1.0, 0.0]);
+        let alone = Ranges::of(&all[..1]).score(&all[0], &Weights::default());
+        assert!((alone - 1.0).abs() < 1e-6, "one cosine alone tells nothing");
     }
 
     #[test]

@@ -19,9 +19,9 @@ const WINDOW_BYTES: usize = 1 << 20;
 
 /// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) offset: u64,
-    pub(super) bytes: u32,
+pub(crate) struct Place {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u32,
 }
 
 /// A file that a user's memories are in.
@@ -102,7 +102,7 @@ impl Log {
     }
 
     /// The same log, to be scanned from its first record on.
-    pub(super) fn from_start(&self) -> Self {
+    pub(super) fn rescanned(&self) -> Self {
         Self {
             file: Arc::clone(&self.file),
             path: self.path.clone(),
@@ -201,6 +201,7 @@ impl Log {
 }
 
 /// What is at an offset.
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 enum Found {
     Record {
         bytes: u32,

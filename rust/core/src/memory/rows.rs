@@ -12,27 +12,27 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// A memory. Its index among the user's is its *row*.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) id: u64,
-    pub(super) place: Place,
+pub(crate) struct Row {
+    pub(crate) id: u64,
+    pub(crate) place: Place,
     /// Where it is, see [`Rows::leaves`].
-    pub(super) leaf: u32,
+    pub(crate) leaf: u32,
     /// Words that it is found by.
-    pub(super) words: u32,
+    pub(crate) words: u32,
     /// Words of its window, in units of [`super::fusion::WINDOW_UNIT`].
-    pub(super) window_words: u32,
-    pub(super) has_vector: bool,
-    pub(super) valid_from: i64,
-    pub(super) valid_to: i64,
-    pub(super) recorded: i64,
+    pub(crate) window_words: u32,
+    pub(crate) has_vector: bool,
+    pub(crate) valid_from: i64,
+    pub(crate) valid_to: i64,
+    pub(crate) recorded: i64,
     /// Until when it was true, as became known at `closed`.
-    pub(super) closed_to: i64,
-    pub(super) closed: i64,
-    pub(super) supersedes: u64,
-    pub(super) superseded_by: u64,
+    pub(crate) closed_to: i64,
+    pub(crate) closed: i64,
+    pub(crate) supersedes: u64,
+    pub(crate) superseded_by: u64,
     /// Rows before and after it in its session.
-    pub(super) previous: u32,
-    pub(super) next: u32,
+    pub(crate) previous: u32,
+    pub(crate) next: u32,
 }
 
 impl Row {
@@ -59,19 +59,19 @@ impl Row {
 
 /// A scope that memories were written to, without its user, and what it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Leaf {
-    pub(super) names: Names,
-    pub(super) last: Option<u32>,
-    pub(super) rows: u64,
-    pub(super) words: u64,
+pub(crate) struct Leaf {
+    pub(crate) names: Names,
+    pub(crate) last: Option<u32>,
+    pub(crate) rows: u64,
+    pub(crate) words: u64,
     /// Words of its memories' windows, in units of [`super::fusion::WINDOW_UNIT`].
-    pub(super) window_words: u64,
+    pub(crate) window_words: u64,
 }
 
 /// A user's memories, in the order of their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    rows: Vec<Row>,
+    all: Vec<Row>,
     leaves: Vec<Leaf>,
     leaf_of: HashMap<Names, u32>,
 }
@@ -81,11 +81,11 @@ impl Rows {
     pub(super) fn restore(rows: Vec<Row>, leaves: Vec<Leaf>) -> Self {
         let leaf_of =
             leaves.iter().enumerate().map(|(index, leaf)| (leaf.names.clone(), index as u32)).collect();
-        Self { rows, leaves, leaf_of }
+        Self { all: rows, leaves, leaf_of }
     }
 
     pub(super) fn all(&self) -> &[Row] {
-        &self.rows
+        &self.all
     }
 
     pub(super) fn leaves(&self) -> &[Leaf] {
@@ -93,11 +93,16 @@ impl Rows {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.rows.len()
+        self.all.len()
     }
 
     pub(super) fn row(&self, row: u32) -> &Row {
-        &self.rows[row as usize]
+        &self.all[row as usize]
+    }
+
+    /// A row, if there is one.
+    pub(super) fn get(&self, row: u32) -> Option<&Row> {
+        self.all.get(row as usize)
     }
 
     /// The names of a row's scope.
@@ -107,7 +112,7 @@ impl Rows {
 
     /// The row of a number, whatever its scope.
     pub(super) fn find(&self, id: u64) -> Option<u32> {
-        self.rows.binary_search_by_key(&id, |row| row.id).ok().map(|row| row as u32)
+        self.all.binary_search_by_key(&id, |row| row.id).ok().map(|row| row as u32)
     }
 
     /// For each leaf, whether the scope covers it.
@@ -117,16 +122,16 @@ impl Rows {
 
     /// Adds a memory with the count of its words. Its number is larger than all before it.
     pub(super) fn push(&mut self, id: u64, stored: &Stored, place: Place, words: u32) {
-        let row = self.rows.len() as u32;
+        let row = self.all.len() as u32;
         let leaf = self.leaf(&stored.names);
         let previous = self.leaves[leaf as usize].last.unwrap_or(NONE);
         let previous = if stored.names.session.is_some() { previous } else { NONE };
-        if let Some(before) = self.rows.get_mut(previous as usize) {
+        if let Some(before) = self.all.get_mut(previous as usize) {
             before.next = row;
         }
         let window_words = self.count_words(leaf, previous, words);
         self.leaves[leaf as usize].last = Some(row);
-        self.rows.push(Row {
+        self.all.push(Row {
             id,
             place,
             leaf,
@@ -144,7 +149,7 @@ impl Rows {
             next: NONE,
         });
         if let Some(old) = self.find(stored.supersedes) {
-            self.rows[old as usize].superseded_by = id;
+            self.all[old as usize].superseded_by = id;
             self.close(old, stored.valid_from, stored.recorded);
         }
     }
@@ -157,7 +162,7 @@ impl Rows {
     }
 
     fn close(&mut self, row: u32, valid_to: i64, recorded: i64) {
-        let row = &mut self.rows[row as usize];
+        let row = &mut self.all[row as usize];
         row.closed_to = valid_to;
         row.closed = recorded;
     }
@@ -179,7 +184,7 @@ impl Rows {
         let mut others = 0_u64;
         let mut at = previous;
         for weight in &WINDOW[1..] {
-            let Some(before) = self.rows.get_mut(at as usize) else { break };
+            let Some(before) = self.all.get_mut(at as usize) else { break };
             own = own.saturating_add(before.words.saturating_mul(*weight));
             before.window_words = before.window_words.saturating_add(words.saturating_mul(*weight));
             others += u64::from(words) * u64::from(*weight);
@@ -197,7 +202,7 @@ impl Rows {
         let side = |step: fn(&Row) -> u32| {
             let mut at = row;
             WINDOW[1..].iter().map_while(move |weight| {
-                at = step(self.rows.get(at as usize)?);
+                at = step(self.all.get(at as usize)?);
                 (at != NONE).then_some((at, *weight))
             })
         };

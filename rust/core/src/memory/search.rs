@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
-use super::fusion::{Signals, Spreads, WINDOW_UNIT, Weights};
+use super::fusion::{Ranges, Signals, WINDOW_UNIT, Weights};
+use super::graph::Graph;
 use super::memory::{Memory, When, check_vector};
 use super::rows::{Row, Rows};
 use super::scope::Scope;
@@ -14,6 +15,11 @@ use crate::error::{Error, Result};
 
 /// Most memories that one call gives.
 pub const RECALL_MAX: usize = 10_000;
+
+/// Fewest rows that are rated of the nearest, and of the best by words.
+const POOL_MIN: usize = 128;
+/// How many times as many rows are asked whether they are visible as are wanted of the best.
+const BETTER_PART: usize = 4;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +49,7 @@ impl Query {
 pub struct Hit {
     /// The memory.
     pub memory: Memory,
-    /// Weighted sum of how far each signal is above its mean over the scope, in deviations.
+    /// Weighted sum of where each signal is among the memories that were rated, 0 to 1.
     pub score: f32,
     /// The signals that the score is made of.
     pub signals: Signals,
@@ -90,16 +96,69 @@ impl User {
         let corpus = Corpus::of(&self.rows, &covered);
         let words = query.text.as_deref().map_or_else(HashMap::new, |text| self.words.count(text));
         self.scores.score(&self.rows, &self.index, &words, &corpus, &covered);
-        let cosines = match &query.vector {
-            Some(vector) => {
-                self.load_vectors(vector.len())?;
-                self.vectors.as_ref().map(|vectors| (vectors, cosines(&self.rows, vectors, vector, &covered)))
-            }
-            None => None,
-        };
-        let signals = Rated { rows: &self.rows, text: &self.scores, cosines: cosines.as_ref() };
-        let best = signals.rank(&corpus, &query.weights, visible);
+        if let Some(vector) = &query.vector {
+            self.load_vectors(vector.len())?;
+        }
+        let rated = self.rated(query, &covered, &corpus);
+        let rows = self.pool(&rated, query.k, visible)?;
+        let best = rated.rank(&rows, &query.weights);
         self.tell(best, query.k)
+    }
+
+    /// All signals of a query, the exact cosines only where every vector is looked at.
+    fn rated<'a>(&'a self, query: &Query, covered: &'a [bool], corpus: &Corpus) -> Rated<'a> {
+        let cosines = match (&query.vector, &self.vectors) {
+            (Some(vector), Some(vectors)) => {
+                let query = vectors.query(vector);
+                let values = if self.asks_graph(corpus) {
+                    None
+                } else {
+                    Some(cosines(&self.rows, vectors, &query, covered))
+                };
+                Some(Cosines { vectors, query, values })
+            }
+            _ => None,
+        };
+        Rated { rows: &self.rows, text: &self.scores, covered, cosines }
+    }
+
+    fn asks_graph(&self, corpus: &Corpus) -> bool {
+        let unindexed = |graph: &Graph| self.rows.len() - graph.rows();
+        corpus.rows > self.home.exact_rows_max as u64
+            && self.graph.as_ref().is_some_and(|graph| unindexed(graph) <= self.home.exact_rows_max)
+    }
+
+    /// The rows that are rated: the best by words, and the nearest.
+    fn pool(&self, rated: &Rated<'_>, k: usize, visible: impl Fn(&Row) -> bool + Copy) -> Result<Vec<u32>> {
+        let count = POOL_MIN.max(2 * k);
+        let mut rows = match &rated.cosines {
+            None => Vec::new(),
+            Some(Cosines { values: Some(_), .. }) => rated.nearest(0, count, visible),
+            Some(Cosines { query, .. }) => self.proposed(rated, query, count, visible)?,
+        };
+        rows.extend(rated.best_by_words(count, visible));
+        rows.sort_unstable();
+        rows.dedup();
+        Ok(rows)
+    }
+
+    /// The nearest as the graph has them, and of those that are not in it yet.
+    fn proposed(
+        &self,
+        rated: &Rated<'_>,
+        query: &[f32],
+        count: usize,
+        visible: impl Fn(&Row) -> bool + Copy,
+    ) -> Result<Vec<u32>> {
+        let Some(graph) = &self.graph else { return Ok(Vec::new()) };
+        let is_visible = |row: u32| self.rows.get(row).is_some_and(visible);
+        let mut rows = graph.nearest(query, count, is_visible)?;
+        if rows.len() < count {
+            // A graph of which little is visible may miss some that are.
+            return Ok(rated.nearest(0, count, visible));
+        }
+        rows.extend(rated.nearest(graph.rows(), count, visible));
+        Ok(rows)
     }
 
     fn check(&self, query: &Query) -> Result<()> {
@@ -132,7 +191,6 @@ impl User {
 
 /// Cosines of all rows that are covered and have a vector; NaN for the others.
 fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], covered: &[bool]) -> Vec<f32> {
-    let query = vectors.query(query);
     let mut cosines = vec![f32::NAN; rows.len()];
     let counts = |row: usize| {
         let row = rows.row(row as u32);
@@ -141,23 +199,41 @@ fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], covered: &[bool]) -> V
     let mut first = 0;
     while first < rows.len() {
         let run = (first..rows.len()).take_while(|row| counts(*row)).count();
-        vectors.cosines(&query, first, &mut cosines[first..first + run]);
+        vectors.cosines(query, first, &mut cosines[first..first + run]);
         first += run + 1;
     }
     cosines
+}
+
+/// Cosines with one query.
+struct Cosines<'a> {
+    vectors: &'a Vectors,
+    query: Vec<f32>,
+    /// Of all rows, NaN for none; `None` where they are taken as they are needed.
+    values: Option<Vec<f32>>,
 }
 
 /// All signals of one query.
 struct Rated<'a> {
     rows: &'a Rows,
     text: &'a TextScores,
-    cosines: Option<&'a (&'a Vectors, Vec<f32>)>,
+    covered: &'a [bool],
+    cosines: Option<Cosines<'a>>,
 }
 
 impl Rated<'_> {
     fn cosine(&self, row: u32) -> Option<f32> {
-        let cosine = *self.cosines?.1.get(row as usize)?;
-        (!cosine.is_nan()).then_some(cosine)
+        let Cosines { vectors, query, values } = self.cosines.as_ref()?;
+        if let Some(values) = values {
+            return values.get(row as usize).copied().filter(|cosine| !cosine.is_nan());
+        }
+        let here = self.rows.row(row);
+        if !here.has_vector || !self.covered[here.leaf as usize] {
+            return None;
+        }
+        let mut cosine = [0.0];
+        vectors.cosines(query, row as usize, &mut cosine);
+        Some(cosine[0])
     }
 
     /// Cosine of the window's sum, for rows that have a vector themselves.
@@ -165,7 +241,8 @@ impl Rated<'_> {
         self.cosine(row)?;
         let products = self.rows.window(row);
         let products = products.map(|(member, units)| units as f32 * self.cosine(member).unwrap_or(0.0));
-        Some(products.sum::<f32>() / WINDOW_UNIT as f32 / self.cosines?.0.window_length(row))
+        let length = self.cosines.as_ref()?.vectors.window_length(row);
+        Some(products.sum::<f32>() / WINDOW_UNIT as f32 / length)
     }
 
     fn signals(&self, row: u32) -> Signals {
@@ -178,39 +255,49 @@ impl Rated<'_> {
         }
     }
 
-    /// All rows that may be given, as a heap.
-    fn rank(
-        &self,
-        corpus: &Corpus,
-        weights: &Weights,
-        visible: impl Fn(&Row) -> bool,
-    ) -> BinaryHeap<Candidate> {
-        let all = self.cosines.map_or(0, |(_, cosines)| cosines.len() as u32);
-        let with_vector = (0..all).filter(|row| self.cosine(*row).is_some());
-        let with_words = self.text.touched().iter().copied().filter(|row| self.cosine(*row).is_none());
-        let rows = with_vector.chain(with_words).filter(|row| visible(self.rows.row(*row)));
-        let rows: Vec<u32> = rows.collect();
-        let spreads = self.spreads(&rows, corpus);
-        let candidate = |row: u32| {
-            let signals = self.signals(row);
-            Candidate { score: spreads.score(&signals, weights), row, signals: signals.told() }
-        };
-        rows.into_iter().map(candidate).collect()
+    /// The nearest visible rows from `first` on.
+    fn nearest(&self, first: usize, count: usize, visible: impl Fn(&Row) -> bool) -> Vec<u32> {
+        let rows = first as u32..self.rows.len() as u32;
+        let rows = rows.filter(|row| visible(self.rows.row(*row)));
+        let mut near: Vec<(f32, u32)> =
+            rows.filter_map(|row| Some((self.cosine_window(row)?, row))).collect();
+        if near.len() > count {
+            near.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
+            near.truncate(count);
+        }
+        near.into_iter().map(|(_, row)| row).collect()
     }
 
-    fn spreads(&self, rows: &[u32], corpus: &Corpus) -> Spreads {
-        let mut spreads = Spreads::default();
-        for row in rows {
-            let signals = self.signals(*row);
-            spreads.bm25.add(signals.bm25);
-            spreads.bm25_window.add(signals.bm25_window);
-            if !signals.cosine.is_nan() {
-                spreads.cosine.add(signals.cosine);
-                spreads.cosine_window.add(signals.cosine_window);
+    /// The visible rows that have a word of the query in their window, or the best of them. Of very
+    /// many only the better part is asked whether it is visible.
+    fn best_by_words(&self, count: usize, visible: impl Fn(&Row) -> bool) -> Vec<u32> {
+        let better = |a: &u32, b: &u32| self.text.of(*b).1.total_cmp(&self.text.of(*a).1);
+        let cut = |rows: &mut Vec<u32>, count: usize| {
+            if rows.len() > count {
+                rows.select_nth_unstable_by(count, better);
+                rows.truncate(count);
             }
+        };
+        let touched = self.text.touched();
+        let mut rows = touched.to_vec();
+        cut(&mut rows, BETTER_PART * count);
+        let is_part = rows.len() < touched.len();
+        rows.retain(|row| visible(self.rows.row(*row)));
+        if rows.len() < count && is_part {
+            rows = touched.iter().copied().filter(|row| visible(self.rows.row(*row))).collect();
         }
-        spreads.bm25.fill_up_to(corpus.rows);
-        spreads.bm25_window.fill_up_to(corpus.rows);
-        spreads
+        cut(&mut rows, count);
+        rows
+    }
+
+    /// Some rows as a heap, the best on top.
+    fn rank(&self, rows: &[u32], weights: &Weights) -> BinaryHeap<Candidate> {
+        let signals: Vec<Signals> = rows.iter().map(|row| self.signals(*row)).collect();
+        let ranges = Ranges::of(&signals);
+        let candidates = rows.iter().zip(&signals).map(|(row, signals)| {
+            let score = ranges.score(signals, weights);
+            Candidate { score, row: *row, signals: signals.told() }
+        });
+        candidates.collect()
     }
 }

@@ -16,9 +16,9 @@ pub(super) struct TextIndex {
 
 /// The rows that have a word, ascending, as steps and counts of 7 bits a byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Postings {
-    pub(super) bytes: Vec<u8>,
-    pub(super) last: u32,
+pub(crate) struct Postings {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) last: u32,
 }
 
 impl Postings {
@@ -152,7 +152,8 @@ impl TextScores {
         words.sort_unstable();
         for (word, times) in words {
             let Some(postings) = index.terms.get(word.as_str()) else { continue };
-            let is_covered = |row: u32| covered[rows.row(row).leaf as usize];
+            // A row that there is not is in a checkpoint that nobody here wrote.
+            let is_covered = |row: u32| rows.get(row).is_some_and(|row| covered[row.leaf as usize]);
             let found: Vec<(u32, u32)> = postings.iter().filter(|(row, _)| is_covered(*row)).collect();
             let weight = *times as f32 * corpus.rarity(found.len());
             for (row, count) in &found {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::graph::Graph;
 use super::log::{Damage, Log, Place, remove_if_there};
 use super::memory::{Draft, Memory, When};
 use super::rows::{Row, Rows};
@@ -13,7 +14,7 @@ use super::text::{TextIndex, TextScores};
 use super::vectors::Vectors;
 use super::words::Words;
 use crate::error::{Error, Result};
-use crate::format::{LogHead, Record};
+use crate::format::{CheckpointParts, LogHead, Record};
 use crate::io::Disk;
 
 /// Where a user's files are, and what all users share.
@@ -26,6 +27,10 @@ pub(super) struct Home {
     pub(super) dimension: Option<usize>,
     /// Whether what is acknowledged is durable.
     pub(super) sync: bool,
+    /// Up to how many memories of a scope every vector is looked at.
+    pub(super) exact_rows_max: usize,
+    /// How many records a reader may have to replay before a checkpoint is worth its bytes.
+    pub(super) checkpoint_after: u64,
 }
 
 impl Home {
@@ -34,16 +39,11 @@ impl Home {
         super::file_of(&self.user, "log")
     }
 
-    /// Removes what is derived from a log, durably, so that nothing of it outlives the log.
-    pub(super) fn remove_derived(&self) -> Result<()> {
-        Ok(())
-    }
-
     pub(super) fn no_memory(&self, id: u64) -> Error {
         Error::NoMemory { id, user: self.user.clone() }
     }
 
-    fn failed(&self, action: &'static str, error: std::io::Error) -> Error {
+    pub(super) fn failed(&self, action: &'static str, error: std::io::Error) -> Error {
         Error::io(action, super::log::path_of(&*self.disk, &self.log()), error)
     }
 }
@@ -65,6 +65,14 @@ pub(super) struct User {
     pub(super) lost: u64,
     /// After a failed write nobody knows what the log holds.
     broken: bool,
+    /// Records that are in no checkpoint.
+    unsaved: u64,
+    /// `None` until it is built, or read with the vectors.
+    pub(super) graph: Option<Graph>,
+    /// Rows whose vectors are in their file.
+    pub(super) saved_vectors: usize,
+    /// Whether the graph has more than its file.
+    pub(super) unsaved_graph: bool,
 }
 
 impl User {
@@ -95,19 +103,93 @@ impl User {
             damage: Damage::default(),
             lost: 0,
             broken: false,
+            unsaved: 0,
+            graph: None,
+            saved_vectors: 0,
+            unsaved_graph: false,
         };
         if let Some(mut log) = log {
+            user.restore(&mut log)?;
+            let holes = user.damage.holes;
             user.damage = log.scan(|place, record| {
                 user.apply(place, &record);
+                user.unsaved += 1;
                 Ok(())
             })?;
+            user.damage.holes += holes;
             user.log = Some(log);
+            user.save_if_due();
         }
         Ok(user)
     }
 
+    /// Takes up a checkpoint, if there is one that belongs to the log.
+    fn restore(&mut self, log: &mut Log) -> Result<()> {
+        let Some(checkpoint) = self.home.read_checkpoint()? else { return Ok(()) };
+        if checkpoint.generation != log.head().generation || !log.resume(checkpoint.end)? {
+            return self.home.remove_derived();
+        }
+        self.next_id = self.next_id.max(checkpoint.next_id);
+        self.damage.holes = checkpoint.holes;
+        self.rows = Rows::restore(checkpoint.rows, checkpoint.leaves);
+        self.index = TextIndex::restore(checkpoint.terms);
+        Ok(())
+    }
+
+    /// Writes a checkpoint where a reader without it would replay a good part of the log: each
+    /// record is written into few checkpoints, however many there are.
+    fn save_if_due(&mut self) {
+        if self.unsaved >= self.home.checkpoint_after.max(self.rows.len() as u64 / 4) {
+            self.save();
+        }
+    }
+
+    /// Writes a checkpoint, if anything is in none. It may fail: the log has it all.
+    pub(super) fn save(&mut self) {
+        // What is derived from the log is not to be more durable than the log.
+        if self.flush().is_err() {
+            return;
+        }
+        let Some(log) = self.log.as_ref().filter(|_| self.unsaved > 0 && !self.broken) else { return };
+        let parts = CheckpointParts {
+            generation: log.head().generation,
+            end: log.end(),
+            next_id: self.next_id,
+            holes: self.damage.holes,
+            rows: self.rows.all(),
+            leaves: self.rows.leaves(),
+            terms: self.index.terms(),
+        };
+        if self.home.write_checkpoint(&parts.encode()).is_ok() {
+            self.unsaved = 0;
+        }
+    }
+
+    /// Writes a checkpoint where one is worth its bytes, before the memories are closed.
+    pub(super) fn close(&mut self) -> Result<()> {
+        self.flush()?;
+        if self.rows.len() as u64 >= self.home.checkpoint_after {
+            self.save();
+        }
+        self.save_directions_if_due()
+    }
+
+    /// Reads a user's memories after an error: which files there are is made durable first.
+    ///
+    /// # Errors
+    /// As [`User::load`].
+    pub(super) fn reload(home: Home) -> Result<Self> {
+        home.disk.sync_dir(super::USERS).map_err(|error| home.failed("sync", error))?;
+        Self::load(home)
+    }
+
     pub(super) const fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// The generation of the log.
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.log.as_ref().map(|log| log.head().generation)
     }
 
     /// Bytes of the log.
@@ -161,23 +243,6 @@ impl User {
             }
             Record::End { id, valid_to, recorded } => self.rows.end(*id, *valid_to, *recorded),
         }
-    }
-
-    /// The rows' vectors, read from the log at the first call.
-    pub(super) fn load_vectors(&mut self, dimension: usize) -> Result<()> {
-        if self.vectors.is_some() {
-            return Ok(());
-        }
-        let mut vectors = Vectors::new(dimension);
-        for row in self.rows.all() {
-            let stored = if row.has_vector { self.record(row)? } else { None };
-            vectors.push(
-                &self.rows,
-                stored.as_ref().map_or(&[], |memory| fitting(Some(dimension), &memory.vector)),
-            );
-        }
-        self.vectors = Some(vectors);
-        Ok(())
     }
 
     /// Remembers, in the order given; the numbers. Nothing of a batch that is refused is kept.
@@ -250,6 +315,8 @@ impl User {
         for (place, record) in written?.into_iter().zip(records) {
             self.apply(place, record);
         }
+        self.unsaved += records.len() as u64;
+        self.save_if_due();
         Ok(())
     }
 
@@ -305,7 +372,7 @@ impl User {
         }))
     }
 
-    fn record(&self, row: &Row) -> Result<Option<super::memory::Stored>> {
+    pub(super) fn record(&self, row: &Row) -> Result<Option<super::memory::Stored>> {
         let Some(log) = &self.log else { return Ok(None) };
         match log.read(row.place)? {
             Some(Record::Memory { id, stored }) if id == row.id => Ok(Some(stored)),
@@ -423,7 +490,7 @@ impl User {
         let Some(old) = &self.log else { return Ok(()) };
         let kept = |id: u64| self.rows.find(id).filter(|row| !gone[*row as usize]);
         self.create_log(|new| {
-            let mut old = old.from_start();
+            let mut old = old.rescanned();
             let mut batch = Vec::new();
             let mut bytes = 0;
             old.scan(|place, record| {

@@ -74,6 +74,39 @@ impl Vectors {
         dots(query, halves, out);
     }
 
+    /// The sum of a window's directions, padded.
+    pub(super) fn window(&self, rows: &Rows, row: u32) -> Vec<f32> {
+        let mut sum = vec![0.0; self.padded];
+        for (member, units) in rows.window(row) {
+            let weight = units as f32 / WINDOW_UNIT as f32;
+            let start = member as usize * self.padded;
+            for (sum, half) in sum.iter_mut().zip(&self.halves[start..start + self.padded]) {
+                *sum += weight * f16_to_f32(*half);
+            }
+        }
+        sum
+    }
+
+    /// The data of its file.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut data = Vec::with_capacity(self.squares.len() * 4 + self.halves.len() * 2);
+        self.squares.iter().for_each(|square| data.extend_from_slice(&square.to_le_bytes()));
+        self.halves.iter().for_each(|half| data.extend_from_slice(&half.to_le_bytes()));
+        data
+    }
+
+    /// What [`Vectors::encode`] gave for so many rows; `None` for anything else.
+    pub(super) fn decode(dimension: usize, rows: usize, data: &[u8]) -> Option<Self> {
+        let padded = dimension.next_multiple_of(PADDING);
+        let (squares, halves) = data.split_at_checked(rows.checked_mul(4)?)?;
+        if halves.len() != rows.checked_mul(padded)?.checked_mul(2)? {
+            return None;
+        }
+        let squares = squares.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let halves = halves.as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
+        Some(Self { padded, halves, squares })
+    }
+
     /// The length of the sum of a window's directions.
     pub(super) fn window_length(&self, row: u32) -> f32 {
         self.squares[row as usize].max(f32::MIN_POSITIVE).sqrt()

@@ -1,6 +1,8 @@
 //! The whole room against plain models, on disks in memory.
 
+mod graph;
 mod model;
+mod retention;
 mod scopes;
 mod time;
 mod unit;

@@ -61,14 +61,16 @@ fn window(memories: &[Memory], at: usize) -> Window {
     let session: Vec<usize> = (0..memories.len()).filter(|other| &memories[*other].names == names).collect();
     let place = session.iter().position(|other| *other == at).unwrap();
     let members = session.iter().enumerate().filter(|(other, _)| other.abs_diff(place) <= 3);
-    members.map(|(other, row)| (*row, 0.5_f64.powi(other.abs_diff(place) as i32))).collect()
+    members.map(|(other, row)| (*row, 0.5_f64.powf(other.abs_diff(place) as f64))).collect()
 }
 
-fn z(scores: &[(u64, [f64; 4])], signal: usize, value: f64) -> f64 {
-    let count = scores.len() as f64;
-    let mean = scores.iter().map(|(_, signals)| signals[signal]).sum::<f64>() / count;
-    let square = scores.iter().map(|(_, signals)| (signals[signal] - mean).powi(2)).sum::<f64>() / count;
-    if square < 1e-12 { 0.0 } else { (value - mean) / square.sqrt() }
+/// The score of one memory among all.
+fn score(all: &[(u64, [f64; 4])], signals: &[f64; 4]) -> f64 {
+    let values = |signal: usize| all.iter().map(move |(_, signals)| signals[signal]);
+    let words = values(1).fold(0.0, f64::max);
+    let (least, most) = (values(3).fold(f64::MAX, f64::min), values(3).fold(f64::MIN, f64::max));
+    let share = |value: f64, width: f64| if width > 0.0 { value / width } else { 0.0 };
+    share(signals[1], words) + 0.55 * share(signals[3] - least, most - least)
 }
 
 const WORDS: [&str; 8] = ["red", "doors", "green", "grass", "cats", "running", "databases", "moon"];
@@ -109,7 +111,7 @@ proptest! {
                 for (found, expected) in [bm25, bm25_window, cosine, cosine_window].into_iter().zip(signals) {
                     prop_assert!((f64::from(found) - expected).abs() < 2e-3, "{:?}, not {signals:?}", hit.signals);
                 }
-                let score: f64 = [1, 3].map(|signal| z(&expected, signal, signals[signal])).iter().sum();
+                let score = score(&expected, signals);
                 prop_assert!((f64::from(hit.score) - score).abs() < 0.05, "{} not {score}", hit.score);
             }
             prop_assert!(hits.is_sorted_by(|a, b| a.score >= b.score));
