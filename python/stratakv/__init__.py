@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stratakv._native import __version__ as __version__
     from stratakv.cache.selection import Selection as Selection
     from stratakv.cache.store import Store as Store
+    from stratakv.engram import Engram as Engram
     from stratakv.errors import StrataError as StrataError
     from stratakv.hf import TieredCache as TieredCache
     from stratakv.hf import attach as attach
@@ -27,6 +28,7 @@ _HOMES = {
     "attach": "stratakv.hf",
     "Selection": "stratakv.cache.selection",
     "Store": "stratakv.cache.store",
+    "Engram": "stratakv.engram",
     "StrataError": "stratakv.errors",
     "__version__": "stratakv._native",
 }
@@ -34,7 +36,7 @@ _HOMES = {
 # Sub-packages that are names of their own, as in `stratakv.fp8.convert(model)`.
 _PACKAGES = frozenset({"fp8"})
 
-__all__ = ["Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8"]
+__all__ = ["Engram", "Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8"]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,14 +49,13 @@ impl Promises {
 
     fn write(&mut self, engram: &Engram, user: &'static str, drafts: &[Draft]) -> bool {
         let texts = drafts.iter().map(|draft| draft.text.clone());
-        match engram.remember(&scope(user), drafts) {
-            Ok(ids) => self.certain.extend(ids.into_iter().map(|id| (user, id)).zip(texts)),
-            Err(_) => {
-                self.possible.extend(texts.map(|text| (user, text)));
-                return false;
-            }
+        let done = engram.remember(&scope(user), drafts);
+        if let Ok(ids) = &done {
+            self.certain.extend(ids.iter().map(|id| (user, *id)).zip(texts));
+        } else {
+            self.possible.extend(texts.map(|text| (user, text)));
         }
-        true
+        done.is_ok()
     }
 
     fn forget(&mut self, engram: &Engram, user: &'static str, id: Option<u64>) -> bool {
@@ -260,7 +259,7 @@ fn every_byte_is_flipped() {
         for name in files(&disk) {
             let is_log = name.ends_with("log");
             for byte in 0..disk.content(&name).unwrap().len() as u64 {
-                let (disk, _) = (disk.crash(0), ());
+                let disk = disk.crash(0);
                 disk.rot(&name, byte * 8 + random.below(8)).unwrap();
                 let engram = open(&disk).unwrap();
                 let found = everything(&engram, "ana");
