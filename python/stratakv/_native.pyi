@@ -243,7 +243,7 @@ class KvCache:
         """Lets go of all pages."""
 
 _Scope: TypeAlias = tuple[str, str | None, str | None, str | None]
-_Draft: TypeAlias = tuple[str, str, str | None, int | None, int | None, int | None, int | None]
+_Draft: TypeAlias = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]
 _When: TypeAlias = tuple[int | None, int | None, bool]
 
 @final
@@ -253,8 +253,8 @@ class Engram:
     Every call takes a scope, (user, agent, project, session): a memory is told or changed only where its
     user is the scope's and each part that the scope names is the memory's. Times are milliseconds since
     1970. A memory is told as `{"id", "text", "user", "agent", "project", "session", "metadata" (str),
-    "source", "valid_from", "valid_to", "recorded", "closed", "supersedes", "superseded_by", "has_vector"}`;
-    None for what is not known or not given.
+    "source", "author", "valid_from", "valid_to", "recorded", "closed", "supersedes", "superseded_by",
+    "has_vector"}`; None for what is not known or not given.
     """
 
     def __new__(
@@ -273,10 +273,11 @@ class Engram:
     def embedder(self) -> tuple[str, int] | None:
         """The stored one."""
     def remember(self, scope: _Scope, drafts: list[_Draft], vectors: Any | None = None) -> list[int]:
-        """Stores (text, metadata, source, valid from, valid to, recorded, superseded id) each; their numbers.
+        """Stores (text, metadata, source, author, valid from, valid to, recorded, superseded id) each.
 
-        `vectors` is a C-contiguous float32 buffer (N, D), a row for each. Durable on return. Raises
-        ValueError, or MemoryNotFoundError for one to supersede, and nothing of the batch is kept.
+        `vectors` is a C-contiguous float32 buffer (N, D), a row for each. Gives their numbers; durable on
+        return. Raises ValueError, or MemoryNotFoundError for one to supersede, and nothing of the batch is
+        kept.
         """
     def recall(
         self,
@@ -286,12 +287,13 @@ class Engram:
         vector: Any | None = None,
         k: int,
         when: _When | None = None,
-        weights: tuple[float, float, float, float] | None = None,
+        weights: dict[str, float] | None = None,
     ) -> list[tuple[dict[str, Any], float, dict[str, float]]]:
-        """The best `k`: memory, score, and `{"bm25", "bm25_window", "cosine", "cosine_window"}`.
+        """The best `k`: memory, score, and its signals by name.
 
-        `vector` is float32 (1, D). `when` is (as of, known at, whatever was recorded); `weights` are the
-        signals', in the order above.
+        `vector` is float32 (1, D). `when` is (as of, known at, whatever was recorded). `weights` are those of
+        the signals "bm25", "bm25_window", "cosine", "cosine_window", "author", "date", "asks", "answers" and
+        "when", where they are not to be the engine's.
         """
     def get(self, scope: _Scope, id: int) -> dict[str, Any]: ...
     def list(

@@ -98,6 +98,21 @@ def test_what_is_forgotten_is_in_no_file(tmp_path, embedder):
                 memory.forget(user="ana", **wrong)
 
 
+def test_who_said_it_and_when(memory):
+    texts = ["I love hiking", "Hiking is not for me", "Hiking again?", "Hiking with the dog"]
+    memory.remember_many(texts, user="ana", authors=["Ana", "Bob", "Bob", None])
+    memory.remember("hiking, long ago", user="ana", valid_from=datetime(2021, 5, 7, tzinfo=UTC))
+    found = memory.recall("What does Bob think of hiking?", user="ana")
+    assert found[0].text == "Hiking is not for me"
+    assert found[0].parts["author"] == 1
+    assert next(one for one in found if one.text == "Hiking again?").parts["asks"] == 1
+    found = memory.recall("Where did we go hiking on May 7th, 2021?", user="ana")
+    assert found[0].text == "hiking, long ago"
+    assert found[0].parts["date"] == 1
+    only = memory.recall("hiking Bob", user="ana", weights={"author": 0, "asks": 0, "cosine_window": 0})
+    assert only[0].parts["author"] in (0, 1)
+
+
 def test_limits(memory):
     memory.remember_many([f"fact {number}" for number in range(5)], user="ana")
     assert memory.retain(user="ana", max_count=3) == 2
@@ -144,6 +159,13 @@ def test_many_are_listed_in_order(memory):
         (lambda m: m.remember("x", user="ana", valid_to=datetime(1999, 1, 1, tzinfo=UTC)), "is not after"),
         (lambda m: m.remember_many("x", user="ana"), "one text"),
         (lambda m: m.remember_many(["x"], user="ana", metadata=[]), "0 entries for 1 texts"),
+        (
+            lambda m: m.remember_many(["x"], user="ana", authors=["a", "b"]),
+            "authors has 2 entries for 1 texts",
+        ),
+        (lambda m: m.remember("x", user="ana", author=""), "author has 0 bytes"),
+        (lambda m: m.recall("x", user="ana", weights={"fame": 1}), 'weight "fame": accepted are bm25,'),
+        (lambda m: m.recall("x", user="ana", weights={"date": float("nan")}), "weights are finite"),
         (lambda m: m.recall("x", user="ana", k=0), "k=0: accepted are 1 to 10000"),
     ],
 )

@@ -16,7 +16,7 @@ THEN = datetime(2024, 5, 1, tzinfo=UTC)
 def _story(memory):
     """Facts of all kinds of one user."""
     first = memory.remember("Ana lives in Oslo", user="ana", valid_from=THEN, metadata={"n": 1})
-    memory.remember("something between", user="ana", project="x", session="s", source="turn 3")
+    memory.remember("something between", user="ana", project="x", session="s", source="turn 3", author="Bob")
     second = memory.update(first, "Ana lives in Bergen", user="ana", valid_from=THEN + timedelta(days=9))
     memory.update(second, "Ana lives in Rome", user="ana")
     over = memory.remember("Ana has a bicycle", user="ana", valid_from=THEN)

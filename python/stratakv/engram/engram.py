@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from stratakv import _native
 from stratakv.engram import minilm, transfer
@@ -24,8 +24,8 @@ CHUNK = 512
 # How many are looked at to fill a budget of tokens.
 BUDGET_CANDIDATES = 200
 
-_ANYTHING = (None, None, True)
-_Draft = tuple[str, str, str | None, int | None, int | None, int | None, int | None]
+_T = TypeVar("_T")
+_Draft = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]
 
 
 def count_tokens(text: str) -> int:
@@ -99,6 +99,7 @@ class Engram:
         session: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         source: str | None = None,
+        author: str | None = None,
         valid_from: datetime | None = None,
         valid_to: datetime | None = None,
     ) -> int:
@@ -114,6 +115,7 @@ class Engram:
             session: the conversation that it is from.
             metadata: anything that JSON holds, at most 64 KiB.
             source: where it came from, as text.
+            author: who said it; questions that name who are answered better.
             valid_from: from when it is true; now if not given.
             valid_to: until when, if that is known.
 
@@ -121,7 +123,7 @@ class Engram:
             ValueError: an argument that is not accepted.
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        drafts = [_draft(text, metadata, source, valid_from=valid_from, valid_to=valid_to)]
+        drafts = [_draft(text, metadata, source, author=author, valid_from=valid_from, valid_to=valid_to)]
         return self._remember(scope, drafts)[0]
 
     def remember_many(
@@ -133,22 +135,26 @@ class Engram:
         project: str | None = None,
         session: str | None = None,
         metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        authors: Sequence[str | None] | None = None,
         source: str | None = None,
     ) -> list[int]:
         """Stores many memories of one scope with one sync; their numbers, in order.
 
-        `metadata` has one entry for each text. Either all of `texts` are accepted, or none is stored.
+        `metadata` and `authors` have one entry for each text. Either all of `texts` are accepted, or none is
+        stored.
 
         Raises:
             ValueError: an argument that is not accepted.
         """
         if isinstance(texts, str):
             raise ValueError("texts is one text; use remember, or pass a list")  # noqa: TRY004
-        each = [None] * len(texts) if metadata is None else list(metadata)
-        if len(each) != len(texts):
-            raise ValueError(f"metadata has {len(each)} entries for {len(texts)} texts")
+        extras = _each("metadata", metadata, texts)
+        names = _each("authors", authors, texts)
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        drafts = [_draft(text, extra, source) for text, extra in zip(texts, each, strict=True)]
+        drafts = [
+            _draft(text, extra, source, author=author)
+            for text, extra, author in zip(texts, extras, names, strict=True)
+        ]
         return self._remember(scope, drafts) if drafts else []
 
     def recall(
@@ -163,6 +169,7 @@ class Engram:
         tokens: int | None = None,
         as_of: datetime | None = None,
         known_at: datetime | None = None,
+        weights: Mapping[str, float] | None = None,
         count: Callable[[str], int] = count_tokens,
     ) -> list[Recalled]:
         """The memories that answer a query best, the best first.
@@ -177,6 +184,7 @@ class Engram:
             tokens: a budget of tokens: as many of the best as fit, each whole.
             as_of: what was true then, instead of what is true now.
             known_at: as it was known then.
+            weights: what signals count, by the names of `Recalled.parts`; the engine's if not given.
             count: the tokens of a text; about a quarter of its bytes if not given.
 
         Raises:
@@ -189,7 +197,12 @@ class Engram:
         default = 5 if tokens is None else BUDGET_CANDIDATES
         when = (to_ms(as_of, name="as_of"), to_ms(known_at, name="known_at"), False)
         hits = self._native.recall(
-            scope.parts(), text=query, vector=vector, k=default if k is None else k, when=when
+            scope.parts(),
+            text=query,
+            vector=vector,
+            k=default if k is None else k,
+            when=when,
+            weights=None if weights is None else dict(weights),
         )
         recalled = [Recalled(memory=Memory.of(told), score=score, parts=parts) for told, score, parts in hits]
         return recalled if tokens is None else _within(recalled, tokens, count)
@@ -205,6 +218,7 @@ class Engram:
         session: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         source: str | None = None,
+        author: str | None = None,
         valid_from: datetime | None = None,
     ) -> int:
         """Stores what is true instead of memory `id`, in that one's scope; its number.
@@ -216,7 +230,7 @@ class Engram:
             ValueError: it was superseded already, or an argument that is not accepted.
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        draft = _draft(text, metadata, source, valid_from=valid_from, supersedes=id)
+        draft = _draft(text, metadata, source, author=author, valid_from=valid_from, supersedes=id)
         return self._remember(scope, [draft])[0]
 
     def end(
@@ -489,11 +503,21 @@ class Engram:
         return await asyncio.to_thread(lambda: [*self.list(**options)])
 
 
+def _each(name: str, given: Sequence[_T | None] | None, texts: Sequence[str]) -> Sequence[_T | None]:
+    """One entry for each text."""
+    if given is None:
+        return [None] * len(texts)
+    if len(given) != len(texts):
+        raise ValueError(f"{name} has {len(given)} entries for {len(texts)} texts")
+    return given
+
+
 def _draft(
     text: str,
     metadata: Mapping[str, Any] | None,
     source: str | None,
     *,
+    author: str | None = None,
     valid_from: datetime | None = None,
     valid_to: datetime | None = None,
     recorded: datetime | None = None,
@@ -510,7 +534,7 @@ def _draft(
         encoded = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must be what JSON holds: {error}") from None
-    return (text, encoded, source, *times, supersedes)
+    return (text, encoded, source, author, *times, supersedes)
 
 
 def _again(memory: Memory, numbers: Mapping[tuple[str, int], int]) -> _Draft:
@@ -520,6 +544,7 @@ def _again(memory: Memory, numbers: Mapping[tuple[str, int], int]) -> _Draft:
         memory.text,
         memory.metadata,
         memory.source,
+        author=memory.author,
         valid_from=memory.valid_from,
         # One that was ended later was open when it was recorded: its end comes again with what ended it.
         valid_to=None if memory.closed is not None else memory.valid_to,

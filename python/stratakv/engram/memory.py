@@ -54,6 +54,7 @@ class Memory:
     scope: Scope
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
+    author: str | None = None
     valid_from: datetime | None = None
     valid_to: datetime | None = None
     recorded: datetime | None = None
@@ -69,7 +70,7 @@ class Memory:
         times: dict[str, Any] = {
             name: from_ms(told[name]) for name in ("valid_from", "valid_to", "recorded", "closed")
         }
-        same = ("id", "text", "source", "supersedes", "superseded_by", "has_vector")
+        same = ("id", "text", "source", "author", "supersedes", "superseded_by", "has_vector")
         metadata = json.loads(told["metadata"]) if told["metadata"] else {}
         return cls(scope=scope, metadata=metadata, **times, **{name: told[name] for name in same})
 
@@ -78,8 +79,9 @@ class Memory:
 class Recalled:
     """A memory that answers a query.
 
-    `score` says where it is among what was found, by words (0 to 1) and by meaning (0 to 0.55), added;
-    `parts` are the signals: `bm25`, `bm25_window`, `cosine`, `cosine_window`.
+    `score` is the weighted sum of where it is among what was found, by words and by meaning, and of what
+    the query asks for besides (docs/memory.md). `parts` are the signals: `bm25`, `bm25_window`, `cosine`,
+    `cosine_window`, `author`, `date`, `asks`, `answers`, `when`.
     """
 
     memory: Memory

@@ -12,7 +12,7 @@ from stratakv.engram.memory import Memory, Scope
 NAMES = ("user", "agent", "project", "session")
 TIMES = ("valid_from", "valid_to", "recorded", "closed")
 # What a line may have, and what it must.
-KEYS = frozenset({"id", "text", "metadata", "source", "supersedes", *NAMES, *TIMES})
+KEYS = frozenset({"id", "text", "metadata", "source", "author", "supersedes", *NAMES, *TIMES})
 NEEDED = ("id", "text", "user")
 
 
@@ -20,7 +20,8 @@ def to_line(memory: Memory) -> str:
     """One line, without its end. Vectors are left out: they are made again from the text."""
     entry: dict[str, Any] = {"id": memory.id, "text": memory.text}
     entry |= {name: getattr(memory.scope, name) for name in NAMES}
-    entry |= {"metadata": dict(memory.metadata), "source": memory.source, "supersedes": memory.supersedes}
+    entry |= {"metadata": dict(memory.metadata), "source": memory.source, "author": memory.author}
+    entry["supersedes"] = memory.supersedes
     for name in TIMES:
         time: datetime | None = getattr(memory, name)
         entry[name] = None if time is None else time.isoformat()
@@ -65,6 +66,7 @@ def _from_line(line: str, where: str) -> Memory:
         scope=scope,
         metadata=entry.get("metadata", {}),
         source=entry.get("source"),
+        author=entry.get("author"),
         supersedes=entry.get("supersedes"),
         **times,
     )

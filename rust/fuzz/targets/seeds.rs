@@ -69,6 +69,7 @@ fn memories() -> Vec<u8> {
         text: text.into(),
         metadata: String::new(),
         source: None,
+        author: Some("ana".into()),
         vector: vec![0.5, 1.0],
         valid_from: 1,
         valid_to: FOREVER,

@@ -1,5 +1,6 @@
 //! `Engram`: long-term memory, over `stratakv_core::memory`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::buffer::PyBuffer;
@@ -15,8 +16,9 @@ use crate::enter::enter;
 
 /// User, agent, project, session.
 type ScopeParts = (String, Option<String>, Option<String>, Option<String>);
-/// Text, metadata, source, valid from, valid to, recorded, superseded.
-type DraftParts = (String, String, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<u64>);
+/// Text, metadata, source, author, valid from, valid to, recorded, superseded.
+type DraftParts =
+    (String, String, Option<String>, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<u64>);
 /// As of, known at (milliseconds since 1970), whatever was recorded.
 type WhenParts = (Option<i64>, Option<i64>, bool);
 
@@ -28,6 +30,41 @@ pub(crate) struct Engram {
 
 fn scope_of((user, agent, project, session): ScopeParts) -> Result<Scope> {
     Scope::new(user, Names { agent, project, session })
+}
+
+/// The signals by name, in the order of [`values_of`] and [`weights_of`].
+const SIGNALS: [&str; 9] =
+    ["bm25", "bm25_window", "cosine", "cosine_window", "author", "date", "asks", "answers", "when"];
+
+fn values_of(signals: &Signals) -> [f32; 9] {
+    let Signals { bm25, bm25_window, cosine, cosine_window, author, date, asks, answers, when } = *signals;
+    [bm25, bm25_window, cosine, cosine_window, author, date, asks, answers, when]
+}
+
+/// The engine's weights, where they are not given by name.
+fn weights_of(given: BTreeMap<String, f32>) -> PyResult<Weights> {
+    let mut weights = Weights::default();
+    for (name, value) in given {
+        let weight = match name.as_str() {
+            "bm25" => &mut weights.bm25,
+            "bm25_window" => &mut weights.bm25_window,
+            "cosine" => &mut weights.cosine,
+            "cosine_window" => &mut weights.cosine_window,
+            "author" => &mut weights.author,
+            "date" => &mut weights.date,
+            "asks" => &mut weights.asks,
+            "answers" => &mut weights.answers,
+            "when" => &mut weights.when,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "weight {name:?}: accepted are {}",
+                    SIGNALS.join(", ")
+                )));
+            }
+        };
+        *weight = value;
+    }
+    Ok(weights)
 }
 
 fn when_of(when: Option<WhenParts>) -> Option<When> {
@@ -101,21 +138,18 @@ impl Engram {
         vector: Option<&Bound<'_, PyAny>>,
         k: usize,
         when: Option<WhenParts>,
-        weights: Option<(f32, f32, f32, f32)>,
+        weights: Option<BTreeMap<String, f32>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let vector = vector.map(|vector| rows_of(vector, 1).map(|mut rows| rows.remove(0))).transpose()?;
-        let weights = weights.map_or_else(Weights::default, |(bm25, bm25_window, cosine, cosine_window)| {
-            Weights { bm25, bm25_window, cosine, cosine_window }
-        });
+        let weights = weights_of(weights.unwrap_or_default())?;
         let query = Query { text, vector, k, when: when_of(when), weights };
         let user = scope.0.clone();
         let hits = enter(py, || self.engram.recall(&scope_of(scope)?, &query))?;
         let told = hits.iter().map(|hit| {
             let signals = PyDict::new(py);
-            signals.set_item("bm25", hit.signals.bm25)?;
-            signals.set_item("bm25_window", hit.signals.bm25_window)?;
-            signals.set_item("cosine", hit.signals.cosine)?;
-            signals.set_item("cosine_window", hit.signals.cosine_window)?;
+            for (name, value) in SIGNALS.iter().zip(values_of(&hit.signals)) {
+                signals.set_item(name, value)?;
+            }
             Ok((tell(py, &user, &hit.memory)?, hit.score, signals))
         });
         PyList::new(py, told.collect::<PyResult<Vec<_>>>()?)
@@ -205,8 +239,8 @@ impl Engram {
 }
 
 fn draft_of(parts: DraftParts, vector: Option<Vec<f32>>) -> Draft {
-    let (text, metadata, source, valid_from, valid_to, recorded, supersedes) = parts;
-    Draft { text, metadata, source, vector, valid_from, valid_to, recorded, supersedes }
+    let (text, metadata, source, author, valid_from, valid_to, recorded, supersedes) = parts;
+    Draft { text, metadata, source, author, vector, valid_from, valid_to, recorded, supersedes }
 }
 
 fn tell_all<'py>(py: Python<'py>, user: &str, memories: &[Memory]) -> PyResult<Bound<'py, PyList>> {
@@ -226,6 +260,7 @@ fn tell<'py>(py: Python<'py>, user: &str, memory: &Memory) -> PyResult<Bound<'py
     dict.set_item("session", &memory.names.session)?;
     dict.set_item("metadata", &memory.metadata)?;
     dict.set_item("source", &memory.source)?;
+    dict.set_item("author", &memory.author)?;
     dict.set_item("valid_from", memory.valid_from)?;
     dict.set_item("valid_to", known(memory.valid_to))?;
     dict.set_item("recorded", memory.recorded)?;

@@ -27,6 +27,7 @@ pub struct Checkpoint {
     pub holes: u64,
     pub(crate) rows: Vec<Row>,
     pub(crate) leaves: Vec<Leaf>,
+    pub(crate) authors: Vec<String>,
     pub(crate) terms: HashMap<Box<str>, Postings>,
 }
 
@@ -38,6 +39,7 @@ pub(crate) struct CheckpointParts<'a> {
     pub(crate) holes: u64,
     pub(crate) rows: &'a [Row],
     pub(crate) leaves: &'a [Leaf],
+    pub(crate) authors: &'a [String],
     pub(crate) terms: &'a HashMap<Box<str>, Postings>,
 }
 
@@ -50,6 +52,10 @@ impl CheckpointParts<'_> {
         writer.u64(self.leaves.len() as u64);
         for leaf in self.leaves {
             encode_leaf(&mut writer, leaf);
+        }
+        writer.u64(self.authors.len() as u64);
+        for author in self.authors {
+            writer.blob(author.as_bytes());
         }
         writer.u64(self.rows.len() as u64);
         for row in self.rows {
@@ -82,27 +88,34 @@ pub fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Flaw> {
     let (generation, end, next_id, holes) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
     let leaves =
         (0..reader.count(60)?).map(|_| decode_leaf(&mut reader)).collect::<Result<Vec<_>, Flaw>>()?;
+    let authors = (0..reader.count(8)?).map(|_| reader.text()).collect::<Result<Vec<_>, Flaw>>()?;
     let count = reader.count(ROW_BYTES)?;
     let mut rows = Vec::with_capacity(count);
     for _ in 0..count {
         rows.push(decode_row(&mut reader)?);
     }
-    check(&rows, &leaves)?;
+    check(&rows, &leaves, &authors)?;
     let mut terms = HashMap::new();
     for _ in 0..reader.count(20)? {
         let term = reader.text()?.into_boxed_str();
         let (last, bytes) = (reader.u32()?, reader.blob()?.to_vec());
         terms.insert(term, Postings { bytes, last });
     }
-    Ok(Checkpoint { generation, end, next_id, holes, rows, leaves, terms })
+    Ok(Checkpoint { generation, end, next_id, holes, rows, leaves, authors, terms })
 }
 
 /// What lookups rely on.
-fn check(rows: &[Row], leaves: &[Leaf]) -> Result<(), Flaw> {
+fn check(rows: &[Row], leaves: &[Leaf], authors: &[String]) -> Result<(), Flaw> {
     let is_row = |row: u32| row == u32::MAX || (row as usize) < rows.len();
-    let fits = |row: &Row| (row.leaf as usize) < leaves.len() && is_row(row.previous) && is_row(row.next);
+    let is_author = |author: u32| author == u32::MAX || (author as usize) < authors.len();
+    let fits = |row: &Row| {
+        (row.leaf as usize) < leaves.len()
+            && is_author(row.author)
+            && is_row(row.previous)
+            && is_row(row.next)
+    };
     if !rows.iter().all(fits) || !leaves.iter().all(|leaf| leaf.last.is_none_or(is_row)) {
-        return Err("names rows that it does not have".into());
+        return Err("names rows, scopes or authors that it does not have".into());
     }
     if !rows.is_sorted_by(|a, b| a.id < b.id) {
         return Err("has numbers out of order".into());
@@ -134,7 +147,7 @@ fn decode_leaf(reader: &mut Reader<'_>) -> Result<Leaf, Flaw> {
 
 fn encode_row(writer: &mut Writer, row: &Row) {
     writer.u64(row.id).u64(row.place.offset).u32(row.place.bytes).u32(row.leaf);
-    writer.u32(row.words).u32(row.window_words).u32(u32::from(row.has_vector)).u32(0);
+    writer.u32(row.words).u32(row.window_words).u32(row.traits).u32(row.author);
     writer.i64(row.valid_from).i64(row.valid_to).i64(row.recorded);
     writer.i64(row.closed_to).i64(row.closed);
     writer.u64(row.supersedes).u64(row.superseded_by).u32(row.previous).u32(row.next);
@@ -144,15 +157,15 @@ fn decode_row(reader: &mut Reader<'_>) -> Result<Row, Flaw> {
     // One slice for all fields: a million rows are read at once.
     let mut reader = Reader(reader.take(ROW_BYTES)?);
     let (id, offset, bytes, leaf) = (reader.u64()?, reader.u64()?, reader.u32()?, reader.u32()?);
-    let (words, window_words, has_vector, _pad) =
-        (reader.u32()?, reader.u32()?, reader.u32()? != 0, reader.u32()?);
+    let (words, window_words, traits, author) = (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
     Ok(Row {
         id,
         place: Place { offset, bytes },
         leaf,
         words,
         window_words,
-        has_vector,
+        traits,
+        author,
         valid_from: reader.i64()?,
         valid_to: reader.i64()?,
         recorded: reader.i64()?,
@@ -172,14 +185,15 @@ mod tests {
     use super::*;
 
     fn row() -> impl Strategy<Value = Row> {
-        (any::<[u32; 4]>(), any::<bool>(), any::<[i64; 5]>(), any::<[u64; 3]>(), 0_u32..5).prop_map(
-            |(small, has_vector, times, large, previous)| Row {
+        (any::<[u32; 4]>(), prop::option::of(0_u32..2), any::<[i64; 5]>(), any::<[u64; 3]>(), 0_u32..5)
+            .prop_map(|(small, author, times, large, previous)| Row {
                 id: 0,
                 place: Place { offset: large[0], bytes: small[0] },
                 leaf: 0,
                 words: small[1],
                 window_words: small[2],
-                has_vector,
+                traits: small[3],
+                author: author.unwrap_or(u32::MAX),
                 valid_from: times[0],
                 valid_to: times[1],
                 recorded: times[2],
@@ -189,8 +203,7 @@ mod tests {
                 superseded_by: large[2],
                 previous: if previous == 0 { u32::MAX } else { previous - 1 },
                 next: u32::MAX,
-            },
-        )
+            })
     }
 
     fn leaf() -> impl Strategy<Value = Leaf> {
@@ -215,13 +228,16 @@ mod tests {
             for (index, row) in rows.iter_mut().enumerate() {
                 row.id = index as u64 * 3 + 1;
             }
+            let authors = ["ana".to_owned(), "bob".to_owned()];
             let parts = CheckpointParts {
-                generation: 1, end: 2, next_id: 3, holes: 4, rows: &rows, leaves: &leaves, terms: &terms,
+                generation: 1, end: 2, next_id: 3, holes: 4, rows: &rows, leaves: &leaves, authors: &authors,
+                terms: &terms,
             };
             let mut bytes = parts.encode();
             let read = decode_checkpoint(&bytes).unwrap();
             prop_assert_eq!((read.generation, read.end, read.next_id, read.holes), (1, 2, 3, 4));
             prop_assert_eq!((&read.rows, &read.leaves, &read.terms), (&rows, &leaves, &terms));
+            prop_assert_eq!(&read.authors, &authors);
             let at = at.index(bytes.len());
             bytes[at] ^= 1_u8 << bit;
             prop_assert!(decode_checkpoint(&bytes).is_err());

@@ -33,6 +33,7 @@ const HAS_AGENT: u32 = 1;
 const HAS_PROJECT: u32 = 2;
 const HAS_SESSION: u32 = 4;
 const HAS_SOURCE: u32 = 8;
+const HAS_AUTHOR: u32 = 16;
 
 /// The head of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +129,7 @@ fn either<T>(
 }
 
 /// What a record says.
+#[expect(clippy::large_enum_variant, reason = "nearly all are memories")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A memory of this number.
@@ -243,9 +245,9 @@ fn head_crc(head: &[u8], generation: u64, offset: u64) -> u32 {
 }
 
 fn encode_memory(stored: &Stored) -> Vec<u8> {
-    let Stored { names, source, vector, .. } = stored;
-    let optional = [&names.agent, &names.project, &names.session, source];
-    let flags = [HAS_AGENT, HAS_PROJECT, HAS_SESSION, HAS_SOURCE];
+    let Stored { names, source, author, vector, .. } = stored;
+    let optional = [&names.agent, &names.project, &names.session, source, author];
+    let flags = [HAS_AGENT, HAS_PROJECT, HAS_SESSION, HAS_SOURCE, HAS_AUTHOR];
     let flags = optional.iter().zip(flags).filter(|(name, _)| name.is_some()).map(|(_, flag)| flag).sum();
     let mut writer = Writer(Vec::with_capacity(VECTOR_AT + vector.len() * 4 + stored.text.len() + 64));
     writer.i64(stored.valid_from).i64(stored.valid_to).i64(stored.recorded);
@@ -271,9 +273,9 @@ fn decode_memory(payload: &[u8]) -> Result<Stored, Flaw> {
         Ok((flags & flag != 0).then_some(text))
     };
     let names = Names { agent: name(HAS_AGENT)?, project: name(HAS_PROJECT)?, session: name(HAS_SESSION)? };
-    let source = name(HAS_SOURCE)?;
+    let (source, author) = (name(HAS_SOURCE)?, name(HAS_AUTHOR)?);
     let (metadata, text) = (reader.text()?, reader.text()?);
-    Ok(Stored { names, text, metadata, source, vector, valid_from, valid_to, recorded, supersedes })
+    Ok(Stored { names, text, metadata, source, author, vector, valid_from, valid_to, recorded, supersedes })
 }
 
 #[cfg(test)]
@@ -286,12 +288,13 @@ mod tests {
         let names = (any::<Option<String>>(), any::<Option<String>>(), any::<Option<String>>());
         let times = (any::<i64>(), any::<i64>(), any::<i64>(), any::<u64>());
         let vector = prop::collection::vec(-1.0_f32..1.0, 0..20);
-        (names, any::<(String, String)>(), any::<Option<String>>(), vector, times).prop_map(
-            |((agent, project, session), (text, metadata), source, vector, times)| Stored {
+        (names, any::<(String, String)>(), any::<[Option<String>; 2]>(), vector, times).prop_map(
+            |((agent, project, session), (text, metadata), [source, author], vector, times)| Stored {
                 names: Names { agent, project, session },
                 text,
                 metadata,
                 source,
+                author,
                 vector,
                 valid_from: times.0,
                 valid_to: times.1,

@@ -28,6 +28,16 @@ pub struct Signals {
     pub cosine: f32,
     /// Cosine of the query and the sum of the window's directions.
     pub cosine_window: f32,
+    /// 1 where the query names one author alone, and it is the memory's.
+    pub author: f32,
+    /// Which share of the month, year and day that the query names is the memory's `valid_from`.
+    pub date: f32,
+    /// 1 where the text ends with a question.
+    pub asks: f32,
+    /// 1 where the memory before it in its session has a question.
+    pub answers: f32,
+    /// 1 where the query asks when, and the text says when.
+    pub when: f32,
 }
 
 impl Signals {
@@ -38,7 +48,8 @@ impl Signals {
     }
 }
 
-/// What each signal counts at its best among the memories that are rated.
+/// What each signal counts at its best among the memories that are rated; a field each as in
+/// [`Signals`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
     /// Of [`Signals::bm25`].
@@ -49,20 +60,53 @@ pub struct Weights {
     pub cosine: f32,
     /// Of [`Signals::cosine_window`].
     pub cosine_window: f32,
+    /// Of [`Signals::author`].
+    pub author: f32,
+    /// Of [`Signals::date`].
+    pub date: f32,
+    /// Of [`Signals::asks`].
+    pub asks: f32,
+    /// Of [`Signals::answers`].
+    pub answers: f32,
+    /// Of [`Signals::when`].
+    pub when: f32,
 }
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { bm25: 0.0, bm25_window: 1.0, cosine: 0.0, cosine_window: 0.55 }
+        Self {
+            bm25: 0.0,
+            bm25_window: 1.0,
+            cosine: 0.0,
+            cosine_window: 0.55,
+            author: 0.15,
+            date: 0.8,
+            asks: -0.2,
+            answers: 0.15,
+            when: 0.4,
+        }
     }
 }
 
 impl Weights {
-    /// Whether all are finite, none is negative, and one is more than nothing.
+    /// Nothing counts.
+    pub const NOTHING: Self = Self {
+        bm25: 0.0,
+        bm25_window: 0.0,
+        cosine: 0.0,
+        cosine_window: 0.0,
+        author: 0.0,
+        date: 0.0,
+        asks: 0.0,
+        answers: 0.0,
+        when: 0.0,
+    };
+
+    /// Whether all are finite, and one is not nothing.
     pub(super) fn are_usable(&self) -> bool {
-        let all = [self.bm25, self.bm25_window, self.cosine, self.cosine_window];
-        all.iter().all(|weight| weight.is_finite() && *weight >= 0.0)
-            && all.iter().any(|weight| *weight > 0.0)
+        let Self { bm25, bm25_window, cosine, cosine_window, author, date, asks, answers, when } = *self;
+        let all = [bm25, bm25_window, cosine, cosine_window, author, date, asks, answers, when];
+        all.iter().all(|weight| weight.is_finite()) && all.iter().any(|weight| *weight != 0.0)
     }
 }
 
@@ -120,6 +164,11 @@ impl Ranges {
             + weights.bm25_window * self.bm25_window.place(signals.bm25_window)
             + weights.cosine * self.cosine.place(signals.cosine)
             + weights.cosine_window * self.cosine_window.place(signals.cosine_window)
+            + weights.author * signals.author
+            + weights.date * signals.date
+            + weights.asks * signals.asks
+            + weights.answers * signals.answers
+            + weights.when * signals.when
     }
 }
 
@@ -142,10 +191,8 @@ mod tests {
 
     #[test]
     fn weights_that_rank_nothing_are_not_usable() {
-        let none = Weights { bm25: 0.0, bm25_window: 0.0, cosine: 0.0, cosine_window: 0.0 };
-        assert!(!none.are_usable());
-        assert!(!Weights { cosine: -1.0, ..Weights::default() }.are_usable());
+        assert!(!Weights::NOTHING.are_usable());
         assert!(!Weights { cosine: f32::NAN, ..Weights::default() }.are_usable());
-        assert!(Weights { cosine: 1.0, ..none }.are_usable());
+        assert!(Weights { cosine: 1.0, ..Weights::NOTHING }.are_usable());
     }
 }

@@ -61,7 +61,7 @@ impl Graph {
             self.index.reserve_capacity_and_threads(capacity, 1).map_err(|error| failed(&error))?;
         }
         for row in self.rows..end {
-            if rows.row(row as u32).has_vector {
+            if rows.row(row as u32).has_vector() {
                 let window = vectors.window(rows, row as u32);
                 self.index.add(row as u64, &window[..self.dimension]).map_err(|error| failed(&error))?;
             }

@@ -1,6 +1,6 @@
 //! What is remembered, and what comes back.
 
-use super::scope::Names;
+use super::scope::{NAME_BYTES_MAX, Names};
 use crate::error::{Error, Result};
 
 /// A time that never comes, in milliseconds since 1970: the end of what is still true.
@@ -24,6 +24,8 @@ pub struct Stored {
     pub metadata: String,
     /// Where it came from.
     pub source: Option<String>,
+    /// Who said it.
+    pub author: Option<String>,
     /// The text's embedding; empty where there is none.
     pub vector: Vec<f32>,
     /// From when it is true, in milliseconds since 1970.
@@ -45,6 +47,8 @@ pub struct Draft {
     pub metadata: String,
     /// Where it came from; at most 64 KiB.
     pub source: Option<String>,
+    /// Who said it, 1 to 1,024 bytes: questions that name who are answered better.
+    pub author: Option<String>,
     /// The text's embedding: of the store's dimension, finite, and not all zeros.
     pub vector: Option<Vec<f32>>,
     /// From when it is true, in milliseconds since 1970; from now on if not given.
@@ -71,6 +75,9 @@ impl Draft {
         length("text", self.text.len(), 1, TEXT_BYTES_MAX)?;
         length("metadata", self.metadata.len(), 0, METADATA_BYTES_MAX)?;
         length("source", self.source.as_deref().map_or(0, str::len), 0, METADATA_BYTES_MAX)?;
+        if let Some(author) = &self.author {
+            length("author", author.len(), 1, NAME_BYTES_MAX)?;
+        }
         if let Some(vector) = &self.vector {
             check_vector(vector, dimension)?;
         }
@@ -87,6 +94,7 @@ impl Draft {
             text: self.text.clone(),
             metadata: self.metadata.clone(),
             source: self.source.clone(),
+            author: self.author.clone(),
             vector: self.vector.clone().unwrap_or_default(),
             valid_from,
             valid_to,
@@ -137,6 +145,8 @@ pub struct Memory {
     pub metadata: String,
     /// Where it came from.
     pub source: Option<String>,
+    /// Who said it.
+    pub author: Option<String>,
     /// The text's embedding; empty where there is none.
     pub vector: Vec<f32>,
     /// From when it is true, in milliseconds since 1970.

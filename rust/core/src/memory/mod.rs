@@ -6,8 +6,10 @@
 //! own and in structures of their own; a user's log is the only truth, and everything else
 //! is derived from it; what is acknowledged is durable; what is forgotten is in no file.
 
+mod clues;
 mod derived;
 mod engram;
+mod erase;
 mod fusion;
 mod graph;
 mod log;

@@ -33,7 +33,7 @@ impl User {
         self.saved_vectors = vectors.len();
         for row in vectors.len()..self.rows.len() {
             let row = self.rows.row(row as u32);
-            let stored = if row.has_vector { self.record(row)? } else { None };
+            let stored = if row.has_vector() { self.record(row)? } else { None };
             let vector = stored.as_ref().map_or(&[][..], |memory| &memory.vector);
             vectors.push(&self.rows, if vector.len() == dimension { vector } else { &[] });
         }

@@ -1,7 +1,8 @@
 //! What is known of each of a user's memories without reading the log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use super::clues::{HAS_VECTOR, traits_of};
 use super::fusion::WINDOW;
 use super::log::Place;
 use super::memory::{FOREVER, Stored, When};
@@ -21,7 +22,10 @@ pub(crate) struct Row {
     pub(crate) words: u32,
     /// Words of its window, in units of [`super::fusion::WINDOW_UNIT`].
     pub(crate) window_words: u32,
-    pub(crate) has_vector: bool,
+    /// What its text shows, as bits of [`super::clues`].
+    pub(crate) traits: u32,
+    /// Who said it, see [`Rows::authors`]; [`NONE`] if nobody is named.
+    pub(crate) author: u32,
     pub(crate) valid_from: i64,
     pub(crate) valid_to: i64,
     pub(crate) recorded: i64,
@@ -36,6 +40,11 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// Whether it has a vector.
+    pub(super) const fn has_vector(&self) -> bool {
+        self.traits & HAS_VECTOR != 0
+    }
+
     /// Until when it is true, as was known then.
     pub(super) fn true_until(&self, known_at: i64) -> i64 {
         if self.closed <= known_at { self.closed_to.min(self.valid_to) } else { self.valid_to }
@@ -74,14 +83,36 @@ pub(super) struct Rows {
     all: Vec<Row>,
     leaves: Vec<Leaf>,
     leaf_of: HashMap<Names, u32>,
+    authors: Vec<String>,
+    author_of: HashMap<String, u32>,
+    /// Who said something in each leaf.
+    authors_in: Vec<BTreeSet<u32>>,
 }
 
 impl Rows {
     /// What a checkpoint holds.
-    pub(super) fn restore(rows: Vec<Row>, leaves: Vec<Leaf>) -> Self {
+    pub(super) fn restore(all: Vec<Row>, leaves: Vec<Leaf>, authors: Vec<String>) -> Self {
         let leaf_of =
             leaves.iter().enumerate().map(|(index, leaf)| (leaf.names.clone(), index as u32)).collect();
-        Self { all: rows, leaves, leaf_of }
+        let author_of =
+            authors.iter().enumerate().map(|(index, author)| (author.clone(), index as u32)).collect();
+        let mut authors_in = vec![BTreeSet::new(); leaves.len()];
+        for row in all.iter().filter(|row| row.author != NONE) {
+            authors_in[row.leaf as usize].insert(row.author);
+        }
+        Self { all, leaves, leaf_of, authors, author_of, authors_in }
+    }
+
+    /// Everybody who said something.
+    pub(super) fn authors(&self) -> &[String] {
+        &self.authors
+    }
+
+    /// Who said something in the covered leaves, by number and name.
+    pub(super) fn authors_of(&self, covered: &[bool]) -> Vec<(u32, &str)> {
+        let leaves = self.authors_in.iter().zip(covered).filter(|(_, covered)| **covered);
+        let numbers: BTreeSet<u32> = leaves.flat_map(|(authors, _)| authors).copied().collect();
+        numbers.into_iter().map(|author| (author, self.authors[author as usize].as_str())).collect()
     }
 
     pub(super) fn all(&self) -> &[Row] {
@@ -131,13 +162,15 @@ impl Rows {
         }
         let window_words = self.count_words(leaf, previous, words);
         self.leaves[leaf as usize].last = Some(row);
+        let author = stored.author.as_ref().map_or(NONE, |author| self.author(author, leaf));
         self.all.push(Row {
             id,
             place,
             leaf,
             words,
             window_words,
-            has_vector: !stored.vector.is_empty(),
+            traits: traits_of(&stored.text, !stored.vector.is_empty()),
+            author,
             valid_from: stored.valid_from,
             valid_to: stored.valid_to,
             recorded: stored.recorded,
@@ -174,7 +207,19 @@ impl Rows {
         let leaf = self.leaves.len() as u32;
         self.leaves.push(Leaf { names: names.clone(), ..Leaf::default() });
         self.leaf_of.insert(names.clone(), leaf);
+        self.authors_in.push(BTreeSet::new());
         leaf
+    }
+
+    /// The number of an author who said something in a leaf.
+    fn author(&mut self, name: &str, leaf: u32) -> u32 {
+        let author = self.author_of.get(name).copied().unwrap_or_else(|| {
+            self.authors.push(name.to_owned());
+            self.authors.len() as u32 - 1
+        });
+        self.author_of.entry(name.to_owned()).or_insert(author);
+        self.authors_in[leaf as usize].insert(author);
+        author
     }
 
     /// Counts a row that is about to be pushed, in its leaf and in the windows that it joins;

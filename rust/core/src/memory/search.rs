@@ -1,8 +1,9 @@
 //! Recall: which of the memories that a scope covers answer a query.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
+use super::clues::Clues;
 use super::fusion::{Ranges, Signals, WINDOW_UNIT, Weights};
 use super::graph::Graph;
 use super::memory::{Memory, When, check_vector};
@@ -94,19 +95,27 @@ impl User {
         let covered = self.rows.covered(scope.names());
         let visible = |row: &Row| covered[row.leaf as usize] && row.is_present(&when, now);
         let corpus = Corpus::of(&self.rows, &covered);
-        let words = query.text.as_deref().map_or_else(HashMap::new, |text| self.words.count(text));
+        let authors = self.rows.authors_of(&covered);
+        let text = query.text.as_deref().unwrap_or_default();
+        let (words, clues) = (self.asked_words(text, &authors), Clues::of(text, &authors));
         self.scores.score(&self.rows, &self.index, &words, &corpus, &covered);
         if let Some(vector) = &query.vector {
             self.load_vectors(vector.len())?;
         }
-        let rated = self.rated(query, &covered, &corpus);
+        let rated = self.rated(query, &covered, &corpus, &clues);
         let rows = self.pool(&rated, query.k, visible)?;
         let best = rated.rank(&rows, &query.weights);
         self.tell(best, query.k)
     }
 
     /// All signals of a query, the exact cosines only where every vector is looked at.
-    fn rated<'a>(&'a self, query: &Query, covered: &'a [bool], corpus: &Corpus) -> Rated<'a> {
+    fn rated<'a>(
+        &'a self,
+        query: &Query,
+        covered: &'a [bool],
+        corpus: &Corpus,
+        clues: &'a Clues,
+    ) -> Rated<'a> {
         let cosines = match (&query.vector, &self.vectors) {
             (Some(vector), Some(vectors)) => {
                 let query = vectors.query(vector);
@@ -119,7 +128,20 @@ impl User {
             }
             _ => None,
         };
-        Rated { rows: &self.rows, text: &self.scores, covered, cosines }
+        Rated { rows: &self.rows, text: &self.scores, covered, clues, cosines }
+    }
+
+    /// The words to look for. Authors' names are clues, not words, unless there are no others.
+    fn asked_words(&self, text: &str, authors: &[(u32, &str)]) -> HashMap<String, u32> {
+        let all = self.words.count(text);
+        let names: HashSet<String> =
+            authors.iter().flat_map(|(_, name)| self.words.count(name).into_keys()).collect();
+        let others: HashMap<String, u32> = all
+            .iter()
+            .filter(|(word, _)| !names.contains(*word))
+            .map(|(word, count)| (word.clone(), *count))
+            .collect();
+        if others.is_empty() { all } else { others }
     }
 
     fn asks_graph(&self, corpus: &Corpus) -> bool {
@@ -169,9 +191,7 @@ impl User {
             return Err(Error::Invalid(format!("k={}: accepted are 1 to {RECALL_MAX}", query.k)));
         }
         if !query.weights.are_usable() {
-            return Err(Error::Invalid(
-                "weights are finite numbers from 0 on, and one at least is more than 0".into(),
-            ));
+            return Err(Error::Invalid("weights are finite numbers, and one at least is not 0".into()));
         }
         query.vector.as_deref().map_or(Ok(()), |vector| check_vector(vector, self.home.dimension))
     }
@@ -194,7 +214,7 @@ fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], covered: &[bool]) -> V
     let mut cosines = vec![f32::NAN; rows.len()];
     let counts = |row: usize| {
         let row = rows.row(row as u32);
-        row.has_vector && covered[row.leaf as usize]
+        row.has_vector() && covered[row.leaf as usize]
     };
     let mut first = 0;
     while first < rows.len() {
@@ -218,6 +238,7 @@ struct Rated<'a> {
     rows: &'a Rows,
     text: &'a TextScores,
     covered: &'a [bool],
+    clues: &'a Clues,
     cosines: Option<Cosines<'a>>,
 }
 
@@ -228,7 +249,7 @@ impl Rated<'_> {
             return values.get(row as usize).copied().filter(|cosine| !cosine.is_nan());
         }
         let here = self.rows.row(row);
-        if !here.has_vector || !self.covered[here.leaf as usize] {
+        if !here.has_vector() || !self.covered[here.leaf as usize] {
             return None;
         }
         let mut cosine = [0.0];
@@ -252,6 +273,7 @@ impl Rated<'_> {
             bm25_window,
             cosine: self.cosine(row).unwrap_or(f32::NAN),
             cosine_window: self.cosine_window(row).unwrap_or(f32::NAN),
+            ..self.clues.of_row(self.rows, row)
         }
     }
 

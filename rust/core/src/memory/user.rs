@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::graph::Graph;
-use super::log::{Damage, Log, Place, remove_if_there};
+use super::log::{Damage, Log, Place};
 use super::memory::{Draft, Memory, When};
 use super::rows::{Row, Rows};
 use super::scope::{Names, Scope};
@@ -52,7 +52,7 @@ impl Home {
 pub(super) struct User {
     pub(super) home: Home,
     /// `None` until something is remembered.
-    log: Option<Log>,
+    pub(super) log: Option<Log>,
     pub(super) rows: Rows,
     pub(super) index: TextIndex,
     /// `None` until a vector is asked for.
@@ -64,7 +64,7 @@ pub(super) struct User {
     /// Records that did not hold when they were read again.
     pub(super) lost: u64,
     /// After a failed write nobody knows what the log holds.
-    broken: bool,
+    pub(super) broken: bool,
     /// Records that are in no checkpoint.
     unsaved: u64,
     /// `None` until it is built, or read with the vectors.
@@ -131,7 +131,7 @@ impl User {
         }
         self.next_id = self.next_id.max(checkpoint.next_id);
         self.damage.holes = checkpoint.holes;
-        self.rows = Rows::restore(checkpoint.rows, checkpoint.leaves);
+        self.rows = Rows::restore(checkpoint.rows, checkpoint.leaves, checkpoint.authors);
         self.index = TextIndex::restore(checkpoint.terms);
         Ok(())
     }
@@ -158,6 +158,7 @@ impl User {
             holes: self.damage.holes,
             rows: self.rows.all(),
             leaves: self.rows.leaves(),
+            authors: self.rows.authors(),
             terms: self.index.terms(),
         };
         if self.home.write_checkpoint(&parts.encode()).is_ok() {
@@ -219,7 +220,7 @@ impl User {
         for row in self.rows.all().iter().filter(|row| covered[row.leaf as usize]) {
             stats.memories += 1;
             stats.present += u64::from(row.is_present(&when, now));
-            stats.vectors += u64::from(row.has_vector);
+            stats.vectors += u64::from(row.has_vector());
         }
         stats
     }
@@ -320,7 +321,7 @@ impl User {
         Ok(())
     }
 
-    fn create_log(&self, fill: impl FnOnce(&mut Log) -> Result<()>) -> Result<Log> {
+    pub(super) fn create_log(&self, fill: impl FnOnce(&mut Log) -> Result<()>) -> Result<Log> {
         let generation = random()?;
         let head = LogHead { generation, next_id: self.next_id, user: self.home.user.clone() };
         Log::create(&*self.home.disk, &self.home.log(), head, fill, || self.home.remove_derived())
@@ -362,6 +363,7 @@ impl User {
             text: stored.text,
             metadata: stored.metadata,
             source: stored.source,
+            author: stored.author,
             vector: stored.vector,
             valid_from: row.valid_from,
             valid_to: row.true_until(i64::MAX - 1),
@@ -422,7 +424,7 @@ impl User {
 
     /// Rows of all versions of a memory, the oldest first. All are in one scope, which
     /// [`User::remember`] sees to.
-    fn versions(&self, row: u32) -> Vec<u32> {
+    pub(super) fn versions(&self, row: u32) -> Vec<u32> {
         let follow = |next: fn(&Row) -> u64| {
             let mut at = row;
             std::iter::from_fn(move || {
@@ -436,91 +438,12 @@ impl User {
         versions.extend(follow(|row| row.superseded_by));
         versions
     }
-
-    /// Erases memories with all their versions: the log is written anew without them.
-    /// How many records went.
-    ///
-    /// # Errors
-    /// `NoMemory` for any that the scope does not cover, and nothing is erased then; `Io`.
-    pub(super) fn forget(&mut self, scope: &Scope, ids: &[u64]) -> Result<u64> {
-        let mut gone = vec![false; self.rows.len()];
-        for id in ids {
-            for version in self.versions(self.find(scope, *id)?) {
-                gone[version as usize] = true;
-            }
-        }
-        self.erase(&gone)
-    }
-
-    /// Erases everything that the scope covers.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub(super) fn forget_all(&mut self, scope: &Scope) -> Result<u64> {
-        let covered = self.rows.covered(scope.names());
-        let gone: Vec<bool> = self.rows.all().iter().map(|row| covered[row.leaf as usize]).collect();
-        self.erase(&gone)
-    }
-
-    /// Writes the log anew without some rows, and with nothing that was damaged.
-    pub(super) fn erase(&mut self, gone: &[bool]) -> Result<u64> {
-        let count = gone.iter().filter(|gone| **gone).count() as u64;
-        if count == 0 {
-            return Ok(0);
-        }
-        // Whatever happens from here on, the files say what is there.
-        self.broken = true;
-        if count == gone.len() as u64 {
-            self.remove_files()?;
-        } else {
-            self.rewrite(gone)?;
-        }
-        Ok(count)
-    }
-
-    /// Removes all of the user's files: nothing is left, not even the name.
-    fn remove_files(&mut self) -> Result<()> {
-        self.home.remove_derived()?;
-        let disk = &self.home.disk;
-        remove_if_there(&**disk, &self.home.log()).map_err(|error| self.home.failed("remove", error))?;
-        disk.sync_dir(super::USERS).map_err(|error| self.home.failed("sync", error))
-    }
-
-    fn rewrite(&mut self, gone: &[bool]) -> Result<()> {
-        let Some(old) = &self.log else { return Ok(()) };
-        let kept = |id: u64| self.rows.find(id).filter(|row| !gone[*row as usize]);
-        self.create_log(|new| {
-            let mut old = old.rescanned();
-            let mut batch = Vec::new();
-            let mut bytes = 0;
-            old.scan(|place, record| {
-                // Of two records of one number, the first is the memory.
-                let is_kept = kept(record.id()).is_some_and(|row| {
-                    matches!(record, Record::End { .. }) || self.rows.row(row).place == place
-                });
-                if is_kept {
-                    bytes += place.bytes as usize;
-                    batch.push(record);
-                }
-                if bytes >= REWRITE_BYTES {
-                    bytes = 0;
-                    new.append(&std::mem::take(&mut batch), false)?;
-                }
-                Ok(())
-            })?;
-            new.append(&batch, false).map(drop)
-        })?;
-        Ok(())
-    }
 }
 
 /// A vector of this store's dimension, or none.
 fn fitting(dimension: Option<usize>, vector: &[f32]) -> &[f32] {
     if Some(vector.len()) == dimension { vector } else { &[] }
 }
-
-/// Bytes that are collected before they are written to a new log.
-const REWRITE_BYTES: usize = 4 << 20;
 
 /// A random number that names a log.
 fn random() -> Result<u64> {

@@ -1,5 +1,6 @@
 //! The whole room against plain models, on disks in memory.
 
+mod clues;
 mod graph;
 mod model;
 mod retention;

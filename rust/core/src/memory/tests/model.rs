@@ -107,7 +107,7 @@ proptest! {
             prop_assert_eq!(hits.len(), expected.len());
             for hit in &hits {
                 let (_, signals) = expected.iter().find(|(id, _)| *id == hit.memory.id).unwrap();
-                let Signals { bm25, bm25_window, cosine, cosine_window } = hit.signals;
+                let Signals { bm25, bm25_window, cosine, cosine_window, .. } = hit.signals;
                 for (found, expected) in [bm25, bm25_window, cosine, cosine_window].into_iter().zip(signals) {
                     prop_assert!((f64::from(found) - expected).abs() < 2e-3, "{:?}, not {signals:?}", hit.signals);
                 }

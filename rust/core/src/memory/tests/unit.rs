@@ -228,6 +228,20 @@ fn what_is_forgotten_is_in_no_file() {
 }
 
 #[test]
+fn a_user_is_erased_with_what_is_damaged() {
+    use crate::io::Disk;
+    let disk = MemoryDisk::new();
+    let ana = scope("ana");
+    open(&disk).remember(&ana, &[Draft::new("the xylophone")]).unwrap();
+    let log = disk.list("users").unwrap().remove(0).name;
+    disk.rot(&log, (crate::format::LOG_RECORDS_AT + 20) * 8).unwrap();
+    let engram = open(&disk);
+    assert!(engram.list(&ana, None, 0, 9).unwrap().is_empty());
+    engram.forget_all(&ana).unwrap();
+    assert!(!holds(&everything_on(&disk), b"xylophone"));
+}
+
+#[test]
 fn what_a_crash_left_of_a_rewrite_is_removed() {
     use crate::io::{Access, Disk, Usage};
     let disk = MemoryDisk::new();
