@@ -1,4 +1,4 @@
-# Everything a fresh machine needs is Rust, Python 3.11+ and make.
+# Everything a fresh machine needs is Rust, a C++17 compiler, Python 3.11+ and make.
 #
 #   make demo     a real model answers over a long text, its cache in RAM and on disk
 #   make test     both test suites

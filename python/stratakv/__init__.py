@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stratakv.cache.selection import Look as Look
     from stratakv.cache.selection import Selection as Selection
     from stratakv.cache.store import Store as Store
+    from stratakv.engram import Engram as Engram
     from stratakv.errors import StrataError as StrataError
     from stratakv.hf import TieredCache as TieredCache
     from stratakv.hf import attach as attach
@@ -30,6 +31,7 @@ _HOMES = {
     "Look": "stratakv.cache.selection",
     "Selection": "stratakv.cache.selection",
     "Store": "stratakv.cache.store",
+    "Engram": "stratakv.engram",
     "StrataError": "stratakv.errors",
     "__version__": "stratakv._native",
 }
@@ -37,7 +39,18 @@ _HOMES = {
 # Sub-packages that are names of their own, as in `stratakv.fp8.convert(model)`.
 _PACKAGES = frozenset({"fp8", "nn"})
 
-__all__ = ["Look", "Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8", "nn"]
+__all__ = [
+    "Engram",
+    "Look",
+    "Selection",
+    "Store",
+    "StrataError",
+    "TieredCache",
+    "__version__",
+    "attach",
+    "fp8",
+    "nn",
+]
 
 
 def __getattr__(name: str) -> Any:

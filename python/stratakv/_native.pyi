@@ -5,9 +5,10 @@ D head dim (keys and values may differ). Tensors are CPU tensors of float32, bfl
 float16 with a contiguous last dimension; every call checks that and releases the GIL.
 """
 
+import builtins
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 __version__: str
 
@@ -34,6 +35,9 @@ class SessionNotFoundError(StrataError, KeyError):
 
 class PagesLostError(StrataError, LookupError):
     """Pages that a sequence needs are in no tier any more."""
+
+class MemoryNotFoundError(StrataError, KeyError):
+    """No memory of that number in that scope."""
 
 @final
 class Store:
@@ -248,6 +252,87 @@ class KvCache:
         """
     def close(self) -> None:
         """Lets go of all pages."""
+
+_Scope: TypeAlias = tuple[str, str | None, str | None, str | None]
+_Draft: TypeAlias = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]
+_When: TypeAlias = tuple[int | None, int | None, bool]
+
+@final
+class Engram:
+    """Long-term memory in a directory, for one process at a time.
+
+    Every call takes a scope, (user, agent, project, session): a memory is told or changed only where its
+    user is the scope's and each part that the scope names is the memory's. Times are milliseconds since
+    1970. A memory is told as `{"id", "text", "user", "agent", "project", "session", "metadata" (str),
+    "source", "author", "valid_from", "valid_to", "recorded", "closed", "supersedes", "superseded_by",
+    "has_vector"}`; None for what is not known or not given.
+    """
+
+    def __new__(
+        cls,
+        directory: str | PathLike[str],
+        *,
+        embedder: tuple[str, int] | None = None,
+        durable: bool = True,
+    ) -> Engram:
+        """`embedder` is the identity and dimension of what makes the vectors, stored at first.
+
+        Without `durable`, what is remembered is durable after `flush` or `close` only. Raises LockedError,
+        SettingsMismatchError for another embedder than the stored one, CorruptError.
+        """
+    @property
+    def embedder(self) -> tuple[str, int] | None:
+        """The stored one."""
+    def remember(self, scope: _Scope, drafts: list[_Draft], vectors: Any | None = None) -> list[int]:
+        """Stores (text, metadata, source, author, valid from, valid to, recorded, superseded id) each.
+
+        `vectors` is a C-contiguous float32 buffer (N, D), a row for each. Gives their numbers; durable on
+        return. Raises ValueError, or MemoryNotFoundError for one to supersede, and nothing of the batch is
+        kept.
+        """
+    def recall(
+        self,
+        scope: _Scope,
+        *,
+        text: str | None = None,
+        vector: Any | None = None,
+        k: int,
+        when: _When | None = None,
+        weights: dict[str, float] | None = None,
+    ) -> list[tuple[dict[str, Any], float, dict[str, float]]]:
+        """The best `k`: memory, score, and its signals by name.
+
+        `vector` is float32 (1, D). `when` is (as of, known at, whatever was recorded). `weights` are those of
+        the signals "bm25", "bm25_window", "cosine", "cosine_window", "author", "date", "asks", "answers" and
+        "when", where they are not to be the engine's.
+        """
+    def get(self, scope: _Scope, id: int) -> dict[str, Any]: ...
+    def list(
+        self, scope: _Scope, *, when: _When | None = None, after: int = 0, limit: int
+    ) -> builtins.list[dict[str, Any]]:
+        """Memories whose numbers are larger than `after`, in order."""
+    def history(self, scope: _Scope, id: int) -> builtins.list[dict[str, Any]]:
+        """All versions of a memory, the oldest first."""
+    def end(self, scope: _Scope, id: int, valid_to: int) -> None:
+        """Notes that a memory is true until `valid_to` only."""
+    def forget(self, scope: _Scope, ids: builtins.list[int] | None = None) -> int:
+        """Erases memories with their versions from every file, or all of the scope; how many records went."""
+    def retain(
+        self,
+        scope: _Scope,
+        *,
+        age_ms_max: int | None = None,
+        count_max: int | None = None,
+        bytes_max: int | None = None,
+    ) -> int:
+        """Erases what is beyond the limits, the oldest first; how many records went."""
+    def optimize(self, scope: _Scope) -> tuple[int, int]:
+        """Takes a step of indexing the user's vectors; (done, total) memories, equal when it is done."""
+    def stats(self, scope: _Scope) -> dict[str, int]:
+        """`{"memories", "present", "vectors", "log_bytes", "damaged"}`."""
+    def users(self) -> builtins.list[str]: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
 def simd_level() -> str:
     """The SIMD level that kernels use: "avx512", "avx2", "neon" or "scalar"."""

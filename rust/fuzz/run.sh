@@ -15,11 +15,11 @@ coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 RUSTFLAGS="$coverage -Ccodegen-units=1 -Cdebug-assertions --cfg fuzzing" \
     cargo build --locked --quiet --release --target "$host" -p stratakv-fuzz \
     --config profile.release.lto=false \
-    --bin fuzz_segment --bin fuzz_session --bin fuzz_recovery
+    --bin fuzz_segment --bin fuzz_session --bin fuzz_recovery --bin fuzz_memory
 # The seeds need no instrumentation, and their program has no fuzzer to feed it.
 cargo run --locked --quiet -p stratakv-fuzz --bin fuzz_seeds -- fuzz/corpus
 
-targets=(fuzz_segment fuzz_session fuzz_recovery)
+targets=(fuzz_segment fuzz_session fuzz_recovery fuzz_memory)
 for target in "${targets[@]}"; do
     mkdir -p fuzz/artifacts fuzz/corpus/"$target"
     echo "$target: $((seconds / ${#targets[@]})) s" >&2

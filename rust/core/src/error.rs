@@ -103,6 +103,30 @@ pub enum Error {
         /// "field: session has X, this cache has Y" for each that differs.
         differences: String,
     },
+    /// A number that no memory of the scope has.
+    #[error("no memory {id} in this scope of {user:?}")]
+    NoMemory {
+        /// The number.
+        id: u64,
+        /// Whose memories were asked.
+        user: String,
+    },
+    /// Memories whose vectors another embedder made.
+    #[error(
+        "the memories in {path} were embedded by {stored}, not by {given}: vectors of two embedders do not compare; \
+         open them with the first"
+    )]
+    EmbedderMismatch {
+        /// The directory.
+        path: PathBuf,
+        /// Identity and dimension of the embedder whose vectors are there.
+        stored: String,
+        /// Those of the one that was given.
+        given: String,
+    },
+    /// The index of vectors failed; the memories are unharmed.
+    #[error("the index of vectors failed ({0}); the memories are unharmed, call again")]
+    Index(String),
     /// An argument outside what is accepted.
     #[error("{0}")]
     Invalid(String),

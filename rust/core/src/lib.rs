@@ -13,6 +13,7 @@ pub mod format;
 pub mod interrupt;
 pub mod io;
 pub mod key;
+pub mod memory;
 pub mod policy;
 pub mod recovery;
 pub mod rotary;

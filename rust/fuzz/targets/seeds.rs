@@ -7,10 +7,12 @@ use std::{fs, io};
 
 use stratakv_core::dtype::DType;
 use stratakv_core::format::{
-    EntryKind, GroupHeader, PageEntry, SegmentHeader, Trailer, encode_contents, encode_session,
+    EntryKind, GroupHeader, PageEntry, RECORD_HEAD_BYTES, Record, SegmentHeader, Trailer, encode_contents,
+    encode_session,
 };
 use stratakv_core::io::{Disk, EngineKind, open_engine};
 use stratakv_core::key::PageKey;
+use stratakv_core::memory::{FOREVER, Names, Stored};
 use stratakv_core::session::{LayerShape, RowImage, Salt, SessionImage};
 use stratakv_core::store::{Lifetime, Store, StoreConfig};
 use stratakv_core::testing::MemoryDisk;
@@ -49,6 +51,7 @@ fn main() -> io::Result<()> {
         put("fuzz_segment", &format!("part{choice}"), &[&[choice as u8], &part[..256]].concat())?;
     }
     put("fuzz_session", "session", &encode_session(&session()))?;
+    put("fuzz_memory", "memories", &memories())?;
     for closed in [true, false] {
         put(
             "fuzz_recovery",
@@ -57,6 +60,35 @@ fn main() -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Two memories and an end, in the shape that the target makes a log of.
+fn memories() -> Vec<u8> {
+    let stored = |text: &str, supersedes| Stored {
+        names: Names { session: Some("s".into()), ..Names::default() },
+        text: text.into(),
+        metadata: String::new(),
+        source: None,
+        author: Some("ana".into()),
+        vector: vec![0.5, 1.0],
+        valid_from: 1,
+        valid_to: FOREVER,
+        recorded: 2,
+        supersedes,
+    };
+    let records = [
+        Record::Memory { id: 1, stored: stored("some words", 0) },
+        Record::Memory { id: 2, stored: stored("other words ", 1) },
+        Record::End { id: 2, valid_to: 3, recorded: 4 },
+    ];
+    let mut bytes = Vec::new();
+    for record in &records {
+        let kind = if matches!(record, Record::End { .. }) { 2 } else { 1 };
+        let payload = &record.encode(0, 0)[RECORD_HEAD_BYTES..];
+        bytes.extend_from_slice(&[payload.len().div_ceil(2) as u8, kind, record.id() as u8]);
+        bytes.extend_from_slice(payload);
+    }
+    bytes
 }
 
 fn session() -> SessionImage {

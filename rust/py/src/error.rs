@@ -20,6 +20,7 @@ struct Classes {
     settings_mismatch: Py<PyType>,
     session_not_found: Py<PyType>,
     pages_lost: Py<PyType>,
+    memory_not_found: Py<PyType>,
 }
 
 static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
@@ -67,6 +68,11 @@ fn classes(py: Python<'_>) -> PyResult<&Classes> {
                 py.get_type::<PyLookupError>(),
                 "Pages that a sequence needs are in no tier any more.",
             )?,
+            memory_not_found: derive(
+                "MemoryNotFoundError",
+                py.get_type::<PyKeyError>(),
+                "No memory of that number in that scope.",
+            )?,
             strata,
         })
     })
@@ -96,6 +102,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         &classes.settings_mismatch,
         &classes.session_not_found,
         &classes.pages_lost,
+        &classes.memory_not_found,
     ] {
         let class = class.bind(py);
         module.add(class.name()?, class)?;
@@ -122,7 +129,8 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
         Error::DiskFull { .. } => of(&classes.disk_full),
         Error::Locked { .. } => of(&classes.locked),
         Error::Corrupt { .. } | Error::Foreign { .. } => of(&classes.corrupt),
-        Error::SettingsMismatch { .. } => of(&classes.settings_mismatch),
+        Error::SettingsMismatch { .. } | Error::EmbedderMismatch { .. } => of(&classes.settings_mismatch),
+        Error::NoMemory { .. } => of(&classes.memory_not_found),
         Error::NotFound { .. } => of(&classes.session_not_found),
         Error::PagesLost { .. } => of(&classes.pages_lost),
         Error::Invalid(_) => PyValueError::new_err(message),

@@ -7,6 +7,7 @@
 mod buffer;
 mod codec;
 mod doctor;
+mod engram;
 mod enter;
 mod error;
 mod kv_cache;
@@ -29,6 +30,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<store::Store>()?;
     module.add_class::<kv_cache::KvCache>()?;
+    module.add_class::<engram::Engram>()?;
     error::register(module)?;
     codec::register(module)?;
     streams::register(module)?;

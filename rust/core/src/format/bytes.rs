@@ -14,6 +14,10 @@ impl Writer {
         self.raw(&value.to_le_bytes())
     }
 
+    pub(super) fn i64(&mut self, value: i64) -> &mut Self {
+        self.raw(&value.to_le_bytes())
+    }
+
     pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
@@ -50,6 +54,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn u64(&mut self) -> Result<u64, Flaw> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    pub(super) fn i64(&mut self) -> Result<i64, Flaw> {
+        Ok(i64::from_le_bytes(self.array()?))
     }
 
     /// A count whose items take at least `item_bytes` each, so that damage can't ask for

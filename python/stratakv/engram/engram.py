@@ -1,0 +1,581 @@
+"""`Engram`: what an assistant remembers between sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from stratakv import _native
+from stratakv.engram import minilm, transfer
+from stratakv.engram.embedders import Embedder, embed
+from stratakv.engram.memory import Memory, Recalled, Scope
+from stratakv.engram.times import to_ms
+from stratakv.sizes import parse_bytes
+
+# Memories that one call of the engine lists, stores or embeds.
+CHUNK = 512
+# How many are looked at to fill a budget of tokens.
+BUDGET_CANDIDATES = 200
+
+_T = TypeVar("_T")
+_Draft = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]
+
+
+def count_tokens(text: str) -> int:
+    """About how many tokens a text has: four bytes each, rounded up."""
+    return -(-len(text.encode()) // 4)
+
+
+class Engram:
+    """Long-term memory in a directory: durable, apart for each user, found by words and by meaning.
+
+    Every call is about one user, and where it says so about an agent, a project or a session of the user's;
+    it neither tells nor changes anything else. One process has a directory open at a time. Calls may come
+    from any thread.
+
+    Use `Engram.open`.
+    """
+
+    def __init__(self, native: _native.Engram, embedder: Embedder | None) -> None:
+        self._native = native
+        self._embedder = embedder
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        embedder: Embedder | Literal["auto"] | None = "auto",
+        durable: bool = True,
+    ) -> Engram:
+        """Opens a directory of memories, creating it where it is missing.
+
+        Args:
+            path: the directory; private to its owner.
+            embedder: what makes vectors. "auto" is `MiniLM` where its wheel is installed, else None:
+                memories are found by their words alone then.
+            durable: whether a call that remembers comes back only when a power cut can't undo it.
+
+        Raises:
+            LockedError: another process has it open.
+            SettingsMismatchError: its vectors are another embedder's.
+            ValueError: another `embedder` text.
+        """
+        if isinstance(embedder, str):
+            if embedder != "auto":
+                raise ValueError(f"embedder={embedder!r}: accepted are 'auto', None, or an Embedder")
+            chosen: Embedder | None = minilm.MiniLM() if minilm.is_installed() else None
+        else:
+            chosen = embedder
+        identity = None if chosen is None else (chosen.identity, chosen.dimension)
+        native = _native.Engram(Path(path).expanduser(), embedder=identity, durable=durable)
+        if chosen is None and native.embedder is not None:
+            warnings.warn(
+                f"the memories in {path} have vectors of {native.embedder[0]!r}; opened without an embedder, "
+                "they are found by their words alone, and new ones get no vector",
+                stacklevel=2,
+            )
+        return cls(native, chosen)
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """What makes the vectors."""
+        return self._embedder
+
+    def remember(
+        self,
+        text: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        source: str | None = None,
+        author: str | None = None,
+        valid_from: datetime | None = None,
+        valid_to: datetime | None = None,
+    ) -> int:
+        """Stores one memory, durably; its number.
+
+        Memories of one session, in their order, are found by their neighbours' words too.
+
+        Args:
+            text: 1 byte to 1 MiB.
+            user: whose it is.
+            agent: whose in particular.
+            project: what it belongs to.
+            session: the conversation that it is from.
+            metadata: anything that JSON holds, at most 64 KiB.
+            source: where it came from, as text.
+            author: who said it; questions that name who are answered better.
+            valid_from: from when it is true; now if not given.
+            valid_to: until when, if that is known.
+
+        Raises:
+            ValueError: an argument that is not accepted.
+        """
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        drafts = [_draft(text, metadata, source, author=author, valid_from=valid_from, valid_to=valid_to)]
+        return self._remember(scope, drafts)[0]
+
+    def remember_many(
+        self,
+        texts: Sequence[str],
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        authors: Sequence[str | None] | None = None,
+        source: str | None = None,
+    ) -> list[int]:
+        """Stores many memories of one scope with one sync; their numbers, in order.
+
+        `metadata` and `authors` have one entry for each text. Either all of `texts` are accepted, or none is
+        stored.
+
+        Raises:
+            ValueError: an argument that is not accepted.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts is one text; use remember, or pass a list")  # noqa: TRY004
+        extras = _each("metadata", metadata, texts)
+        names = _each("authors", authors, texts)
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        drafts = [
+            _draft(text, extra, source, author=author)
+            for text, extra, author in zip(texts, extras, names, strict=True)
+        ]
+        return self._remember(scope, drafts) if drafts else []
+
+    def recall(
+        self,
+        query: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        k: int | None = None,
+        tokens: int | None = None,
+        as_of: datetime | None = None,
+        known_at: datetime | None = None,
+        weights: Mapping[str, float] | None = None,
+        count: Callable[[str], int] = count_tokens,
+    ) -> list[Recalled]:
+        """The memories that answer a query best, the best first.
+
+        Args:
+            query: a question or words.
+            user: whose memories; `agent`, `project` and `session` narrow them.
+            agent: see `user`.
+            project: see `user`.
+            session: see `user`.
+            k: how many; 5 if neither `k` nor `tokens` is given.
+            tokens: a budget of tokens: as many of the best as fit, each whole.
+            as_of: what was true then, instead of what is true now.
+            known_at: as it was known then.
+            weights: what signals count, by the names of `Recalled.parts`; the engine's if not given.
+            count: the tokens of a text; about a quarter of its bytes if not given.
+
+        Raises:
+            ValueError: an argument that is not accepted.
+        """
+        if k is not None and tokens is not None:
+            raise ValueError("pass k or tokens, not both")
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        vector = None if self._embedder is None else embed(self._embedder, [query])
+        default = 5 if tokens is None else BUDGET_CANDIDATES
+        when = (to_ms(as_of, name="as_of"), to_ms(known_at, name="known_at"), False)
+        hits = self._native.recall(
+            scope.parts(),
+            text=query,
+            vector=vector,
+            k=default if k is None else k,
+            when=when,
+            weights=None if weights is None else dict(weights),
+        )
+        recalled = [Recalled(memory=Memory.of(told), score=score, parts=parts) for told, score, parts in hits]
+        return recalled if tokens is None else _within(recalled, tokens, count)
+
+    def update(
+        self,
+        id: int,
+        text: str,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        source: str | None = None,
+        author: str | None = None,
+        valid_from: datetime | None = None,
+    ) -> int:
+        """Stores what is true instead of memory `id`, in that one's scope; its number.
+
+        The older one stays in the history, true until `valid_from`.
+
+        Raises:
+            MemoryNotFoundError: no such memory in the scope.
+            ValueError: it was superseded already, or an argument that is not accepted.
+        """
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        draft = _draft(text, metadata, source, author=author, valid_from=valid_from, supersedes=id)
+        return self._remember(scope, [draft])[0]
+
+    def end(
+        self,
+        id: int,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        valid_to: datetime | None = None,
+    ) -> None:
+        """Notes that a memory is true until `valid_to` only; until now if not given.
+
+        Raises:
+            MemoryNotFoundError: no such memory in the scope.
+            ValueError: it was superseded, or became true later than that.
+        """
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        time = to_ms(datetime.now(UTC) if valid_to is None else valid_to, name="valid_to")
+        assert time is not None
+        self._native.end(scope.parts(), id, time)
+
+    def forget(
+        self,
+        ids: int | Sequence[int] | None = None,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Erases memories, with all versions of each, from every file; how many records went.
+
+        Args:
+            ids: one number or several; or None together with `everything`.
+            user: whose; `agent`, `project` and `session` narrow it.
+            agent: see `user`.
+            project: see `user`.
+            session: see `user`.
+            everything: erases all that the scope covers.
+
+        Raises:
+            MemoryNotFoundError: one of them is not in the scope; nothing is erased then.
+            ValueError: neither `ids` nor `everything`, or both.
+        """
+        if (ids is None) != everything:
+            raise ValueError("pass the numbers of what is to be erased, or everything=True")
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        chosen = [ids] if isinstance(ids, int) else ids
+        return self._native.forget(scope.parts(), None if chosen is None else list(chosen))
+
+    def retain(
+        self,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        max_age: timedelta | None = None,
+        max_count: int | None = None,
+        max_bytes: int | str | None = None,
+    ) -> int:
+        """Erases what is beyond the limits in a scope, the oldest first; how many records went.
+
+        Args:
+            user: whose; `agent`, `project` and `session` narrow it.
+            agent: see `user`.
+            project: see `user`.
+            session: see `user`.
+            max_age: since a memory was recorded.
+            max_count: memories, past versions included.
+            max_bytes: of the memories' records, vectors included; bytes or text ("100MiB").
+
+        Raises:
+            ValueError: no limit, or one that is not accepted.
+        """
+        if max_age is not None and max_age < timedelta(0):
+            raise ValueError(f"max_age={max_age}: expected a time of 0 or more")
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        return self._native.retain(
+            scope.parts(),
+            age_ms_max=None if max_age is None else max_age // timedelta(milliseconds=1),
+            count_max=max_count,
+            bytes_max=None if max_bytes is None else parse_bytes(max_bytes, name="max_bytes", minimum=0),
+        )
+
+    def history(
+        self,
+        id: int,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+    ) -> list[Memory]:
+        """All versions of a memory, the oldest first.
+
+        Raises:
+            MemoryNotFoundError: no such memory in the scope.
+        """
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        return [Memory.of(told) for told in self._native.history(scope.parts(), id)]
+
+    def list(
+        self,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+        as_of: datetime | None = None,
+        known_at: datetime | None = None,
+        past: bool = False,
+    ) -> Iterator[Memory]:
+        """The memories of a scope, in the order in which they were recorded.
+
+        Args:
+            user: whose; `agent`, `project` and `session` narrow it.
+            agent: see `user`.
+            project: see `user`.
+            session: see `user`.
+            as_of: what was true then, instead of what is true now.
+            known_at: as it was known then.
+            past: all versions, true or not.
+        """
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        when = (to_ms(as_of, name="as_of"), to_ms(known_at, name="known_at"), past)
+        return self._list(scope, when)
+
+    def _list(self, scope: Scope, when: tuple[int | None, int | None, bool]) -> Iterator[Memory]:
+        after = 0
+        while told := self._native.list(scope.parts(), when=when, after=after, limit=CHUNK):
+            yield from map(Memory.of, told)
+            after = told[-1]["id"]
+
+    def stats(
+        self,
+        *,
+        user: str,
+        agent: str | None = None,
+        project: str | None = None,
+        session: str | None = None,
+    ) -> dict[str, Any]:
+        """What a scope covers.
+
+        `memories` (past versions included), `present`, `vectors` (memories that have one), `log_bytes` of the
+        user's file, `damaged` (stretches of it that could not be read), `embedder` (its identity, or None).
+        """
+        scope = Scope(user=user, agent=agent, project=project, session=session)
+        stored = self._native.embedder
+        return {**self._native.stats(scope.parts()), "embedder": None if stored is None else stored[0]}
+
+    def optimize(self, *, user: str, progress: Callable[[int, int], object] | None = None) -> None:
+        """Builds the index that finds near vectors among very many memories of a user.
+
+        Without it recall looks at every vector. Users of up to 20,000 memories need none, and it does
+        nothing. What is remembered later is looked at one by one until the next call. Forgetting drops the
+        index. It may be interrupted, and goes on from there.
+
+        Args:
+            user: whose memories.
+            progress: called with the memories that are done and all that there are.
+        """
+        scope = Scope(user=user)
+        done, total = -1, 0
+        while done < total:
+            done, total = self._native.optimize(scope.parts())
+            if progress is not None:
+                progress(done, total)
+
+    def users(self) -> builtins.list[str]:
+        """Everybody who has memories here: for the directory's owner."""
+        return self._native.users()
+
+    def export(self, path: str | os.PathLike[str], *, user: str) -> int:
+        """Writes all of a user's memories, past ones too, as JSON Lines; how many.
+
+        The file is private to its owner and replaced whole. Vectors are left out.
+        """
+        target = Path(path)
+        beside = target.with_name(f"{target.name}.tmp")
+        number = 0
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123
+            for memory in self.list(user=user, past=True):
+                file.write(transfer.to_line(memory) + "\n")
+                number += 1
+        beside.replace(target)
+        return number
+
+    def import_(self, path: str | os.PathLike[str]) -> int:
+        """Adds what `export` wrote, under new numbers; how many memories.
+
+        Every line keeps its user and scope, its times, and what it supersedes; an end without a successor
+        counts as known from now on. All lines are read and checked
+        before one is stored.
+
+        Raises:
+            ValueError: a line that is not accepted; the message has its number.
+        """
+        with Path(path).open(encoding="utf-8") as file:
+            memories = transfer.from_lines(file, name=str(path))
+        numbers: dict[tuple[str, int], int] = {}
+        for chunk in _chunks(memories):
+            drafts = [_again(memory, numbers) for memory in chunk]
+            made = self._remember(chunk[0].scope, drafts)
+            for memory, number in zip(chunk, made, strict=True):
+                numbers[memory.scope.user, memory.id] = number
+        self._end_again(memories, numbers)
+        return len(memories)
+
+    def _end_again(self, memories: Sequence[Memory], numbers: Mapping[tuple[str, int], int]) -> None:
+        """Ends what ended without a successor."""
+        replaced = {(memory.scope.user, memory.supersedes) for memory in memories}
+        for memory in memories:
+            key = (memory.scope.user, memory.id)
+            if memory.closed is not None and memory.valid_to is not None and key not in replaced:
+                ms = to_ms(memory.valid_to, name="valid_to")
+                assert ms is not None
+                self._native.end(memory.scope.parts(), numbers[key], ms)
+
+    def _remember(self, scope: Scope, drafts: Sequence[_Draft]) -> builtins.list[int]:
+        vectors = None
+        if self._embedder is not None:
+            vectors = embed(self._embedder, [draft[0] for draft in drafts])
+        return self._native.remember(scope.parts(), list(drafts), vectors)
+
+    def flush(self) -> None:
+        """Makes everything durable that `durable=False` has not."""
+        self._native.flush()
+
+    def close(self) -> None:
+        """Flushes and gives the directory back. Closing twice is no error."""
+        self._native.close()
+
+    def __enter__(self) -> Engram:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def aremember(self, text: str, **options: Any) -> int:
+        """As `remember`, in a thread."""
+        return await asyncio.to_thread(self.remember, text, **options)
+
+    async def aremember_many(self, texts: Sequence[str], **options: Any) -> builtins.list[int]:
+        """As `remember_many`, in a thread."""
+        return await asyncio.to_thread(self.remember_many, texts, **options)
+
+    async def arecall(self, query: str, **options: Any) -> builtins.list[Recalled]:
+        """As `recall`, in a thread."""
+        return await asyncio.to_thread(self.recall, query, **options)
+
+    async def aupdate(self, id: int, text: str, **options: Any) -> int:
+        """As `update`, in a thread."""
+        return await asyncio.to_thread(self.update, id, text, **options)
+
+    async def aforget(self, ids: int | Sequence[int] | None = None, **options: Any) -> int:
+        """As `forget`, in a thread."""
+        return await asyncio.to_thread(self.forget, ids, **options)
+
+    async def ahistory(self, id: int, **options: Any) -> builtins.list[Memory]:
+        """As `history`, in a thread."""
+        return await asyncio.to_thread(self.history, id, **options)
+
+    async def alist(self, **options: Any) -> builtins.list[Memory]:
+        """As `list`, in a thread, all at once."""
+        return await asyncio.to_thread(lambda: [*self.list(**options)])
+
+
+def _each(name: str, given: Sequence[_T | None] | None, texts: Sequence[str]) -> Sequence[_T | None]:
+    """One entry for each text."""
+    if given is None:
+        return [None] * len(texts)
+    if len(given) != len(texts):
+        raise ValueError(f"{name} has {len(given)} entries for {len(texts)} texts")
+    return given
+
+
+def _draft(
+    text: str,
+    metadata: Mapping[str, Any] | None,
+    source: str | None,
+    *,
+    author: str | None = None,
+    valid_from: datetime | None = None,
+    valid_to: datetime | None = None,
+    recorded: datetime | None = None,
+    supersedes: int | None = None,
+) -> _Draft:
+    times = (
+        to_ms(valid_from, name="valid_from"),
+        to_ms(valid_to, name="valid_to"),
+        to_ms(recorded, name="recorded"),
+    )
+    if not isinstance(text, str):
+        raise ValueError(f"text={text!r}: expected text")  # noqa: TRY004
+    try:
+        encoded = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be what JSON holds: {error}") from None
+    return (text, encoded, source, author, *times, supersedes)
+
+
+def _again(memory: Memory, numbers: Mapping[tuple[str, int], int]) -> _Draft:
+    """The draft of a memory that was exported."""
+    old = None if memory.supersedes is None else numbers.get((memory.scope.user, memory.supersedes))
+    return _draft(
+        memory.text,
+        memory.metadata,
+        memory.source,
+        author=memory.author,
+        valid_from=memory.valid_from,
+        # One that was ended later was open when it was recorded: its end comes again with what ended it.
+        valid_to=None if memory.closed is not None else memory.valid_to,
+        recorded=memory.recorded,
+        supersedes=old,
+    )
+
+
+def _chunks(memories: Sequence[Memory]) -> Iterator[builtins.list[Memory]]:
+    """Runs of one scope of which none supersedes another of the same run."""
+    chunk: builtins.list[Memory] = []
+    ids: set[int] = set()
+    for memory in memories:
+        apart = chunk and (memory.scope != chunk[0].scope or memory.supersedes in ids or len(chunk) == CHUNK)
+        if apart:
+            yield chunk
+            chunk, ids = [], set()
+        chunk.append(memory)
+        ids.add(memory.id)
+    if chunk:
+        yield chunk
+
+
+def _within(
+    recalled: Sequence[Recalled], tokens: int, count: Callable[[str], int]
+) -> builtins.list[Recalled]:
+    """The best that fit a budget; one that does not is stepped over."""
+    fitting, left = [], tokens
+    for one in recalled:
+        cost = count(one.text)
+        if cost <= left:
+            fitting.append(one)
+            left -= cost
+    return fitting
