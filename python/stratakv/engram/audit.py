@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def _of_forget(result: Any, args: Sequence[Any]) -> tuple[Sequence[int], dict[st
 
 
 # The numbers, and what else, that are noted of a call's result and arguments.
-_TOLD = {
+_TOLD: dict[str, Callable[[Any, Sequence[Any]], tuple[Iterable[int], dict[str, Any]]]] = {
     "remember": lambda result, _: (result, {}),
     "recall": lambda result, _: ([memory["id"] for memory, *_ in result], {}),
     "get": lambda result, _: ([result["id"]], {}),
