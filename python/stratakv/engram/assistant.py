@@ -22,7 +22,7 @@ from stratakv.engram.embedders import Embedder
 from stratakv.engram.engram import Engram, count_tokens
 from stratakv.engram.facts import KINDS, STANDING, TURN, Extractor, Fact, kind_of, metadata_of
 from stratakv.engram.journal import Journal
-from stratakv.engram.known import Known, is_true
+from stratakv.engram.known import Known, covers, is_true
 from stratakv.engram.memory import Memory, Scope
 from stratakv.engram.observer import Observer
 from stratakv.engram.policy import Policy
@@ -388,7 +388,7 @@ class AssistantMemory(Engram):
         storing.
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        kinds = Counter(kind_of(memory.metadata) for memory in self._known.facts(scope))
+        kinds = Counter(kind_of(memory.metadata) for memory in self._known.covered(scope))
         return {
             **super().stats(user=user, agent=agent, project=project, session=session),
             "waiting": len(self._journal.waiting(user)),
@@ -515,7 +515,7 @@ class AssistantMemory(Engram):
         ]
 
     def _erase_waiting(self, scope: Scope) -> set[str]:
-        gone = {turn.id for turn in self._journal.waiting(scope.user) if _covers(scope, turn.scope)}
+        gone = {turn.id for turn in self._journal.waiting(scope.user) if covers(scope, turn.scope)}
         if scope == Scope(user=scope.user):
             self._journal.erase(scope.user)
         else:
@@ -581,8 +581,3 @@ def _is_of_interest(draft: Any) -> bool:
 
 def _is_of(memory: Memory, session: str | None) -> bool:
     return session is not None and memory.scope.session == session
-
-
-def _covers(scope: Scope, other: Scope) -> bool:
-    """Whether a scope that is read covers another that was written to."""
-    return all(mine in (None, its) for mine, its in zip(scope.parts(), other.parts(), strict=True))

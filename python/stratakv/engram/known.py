@@ -51,6 +51,12 @@ class Known:
         with self._lock:
             return [memory for memory, _ in self._holding(scope)]
 
+    def covered(self, scope: Scope) -> list[Memory]:
+        """Present facts that a scope covers."""
+        with self._lock:
+            facts = [memory for memory, _ in self._user(scope.user).facts.values()]
+        return [memory for memory in facts if covers(scope, memory.scope)]
+
     def saying(self, text: str, scope: Scope) -> Memory | None:
         """A fact of exactly this scope that says what a text says, or that and more."""
         wording = Wording.of(text)
@@ -101,6 +107,11 @@ class Known:
                 _add(user, memory)
             self._users[name] = user
         return user
+
+
+def covers(scope: Scope, other: Scope) -> bool:
+    """Whether a scope that is read covers another that was written to."""
+    return all(mine in (None, its) for mine, its in zip(scope.parts(), other.parts(), strict=True))
 
 
 def is_true(memory: Memory, now: datetime) -> bool:
