@@ -244,3 +244,13 @@ class TestChat:
         code, turns, err = chat("hello\n", "--memory", tmp_path / "memory")
         assert (code, turns) == (2, [])
         assert "--user" in err
+
+
+def test_serving_without_the_sdk_says_what_to_install(run, where, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mcp" else found(name))
+    code, out, err = run("memory", "serve", "--user", "ana", "--embedder", "none", *where)
+    assert (code, out) == (1, "")
+    assert "pip install 'stratakv[mcp]'" in err
