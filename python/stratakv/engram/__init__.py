@@ -5,6 +5,7 @@ from stratakv.engram.context import Context, Profile
 from stratakv.engram.embedders import Embedder, FunctionEmbedder
 from stratakv.engram.engram import Engram
 from stratakv.engram.facts import Extracted, Extractor, Fact
+from stratakv.engram.files import FileCommandError, MemoryFiles
 from stratakv.engram.memory import Memory, Recalled, Scope
 from stratakv.engram.minilm import MiniLM
 from stratakv.engram.model_extractor import ModelExtractor
@@ -19,8 +20,10 @@ __all__ = [
     "Extracted",
     "Extractor",
     "Fact",
+    "FileCommandError",
     "FunctionEmbedder",
     "Memory",
+    "MemoryFiles",
     "MiniLM",
     "ModelExtractor",
     "Observed",
