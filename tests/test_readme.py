@@ -8,7 +8,7 @@ import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET, MEMORY_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def tiny_llama():
@@ -93,3 +93,14 @@ def test_what_the_readme_names_exists():
     for pair in named:
         name = next(filter(None, pair))
         assert (root / name).exists(), name
+
+
+def test_the_memory_snippet_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(MEMORY_SNIPPET, "README.md", "exec"), names)
+    block = capsys.readouterr().out
+    assert "- Always answer in German." in block
+    assert "We chose Postgres over MySQL because of JSONB." in block
+    assert names["memory"].users() == []
+    names["memory"].close()

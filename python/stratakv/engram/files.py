@@ -1,8 +1,8 @@
 """A directory of notes for an assistant: the commands of file-style memory tools, over an Engram.
 
 No file of the system is touched. A file is a memory whose metadata has its path; an edit is a newer version
-that supersedes the older one, so every edit keeps history, and deleting ends a file without erasing what it was
-(`Engram.forget` does that). Paths are names in the memory and begin with `/memories`; none leads out of it.
+that supersedes the older one, so every edit keeps history, and deleting ends a file without erasing what it
+was (`Engram.forget` does that). Paths are names in the memory and begin with `/memories`; none leads out.
 
 The commands and their answers are those that assistants were trained on: view, create, str_replace, insert,
 delete and rename.
@@ -378,7 +378,7 @@ def _range(view_range: Sequence[int] | None, count: int) -> tuple[int, int]:
         if 1 <= first <= last:
             return first, last
     raise FileCommandError(
-        f"Error: view_range={view_range!r:.80}: expected [first, last] with 1 <= first <= last <= {count}, or -1"
+        f"Error: view_range={view_range!s:.80}: expected [first, last] in 1 to {count}, or -1 for last"
     )
 
 
