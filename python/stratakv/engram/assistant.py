@@ -561,6 +561,13 @@ class _Writer:
         else:
             self._memory.update(supersedes.id, fact.text, user=turn.user, **known)
 
+    def facts_from(self, user: str, turns: Collection[str]) -> set[tuple[str, str]]:
+        return {
+            (str(memory.metadata.get("turn")), memory.text)
+            for memory in self._memory._unaudited.list(user=user, past=True)
+            if kind_of(memory.metadata) in KINDS and memory.metadata.get("turn") in turns
+        }
+
     def like(self, turns: Sequence[Turn]) -> list[Memory]:
         text = "\n".join(turn.text for turn in turns)[:LIKE_CHARACTERS]
         found = self._memory._unaudited.recall(text, user=turns[0].user, k=CONTEXT_CANDIDATES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -45,6 +45,9 @@ class Writer(Protocol):
         valid_to: datetime | None,
     ) -> None:
         """Stores a fact, instead of another one where it supersedes one."""
+
+    def facts_from(self, user: str, turns: Collection[str]) -> set[tuple[str, str]]:
+        """The facts that are stored of some turns, outdated ones too: turn and text of each."""
 
     def like(self, turns: Sequence[Turn]) -> list[Memory]:
         """Facts that are like what some turns say."""
@@ -190,6 +193,9 @@ class Observer:
             if new:
                 self._writer.store_turns(new)
                 self.counts.turns += len(new)
+            # Stored, and yet waiting: begun by an extractor that failed, or before a crash.
+            begun = {turn.id for turn in turns} - {turn.id for turn in new}
+            stored = self._writer.facts_from(user, begun) if begun else set()
         extracted, name = self._extract(turns)
         with self.lock:
             # What was forgotten while the extractor worked is not waiting any more.
@@ -197,7 +203,7 @@ class Observer:
             self.counts.found += len(extracted.facts) + extracted.invalid
             self.counts.invalid += extracted.invalid
             for fact in extracted.facts:
-                if fact.turn in by_id:
+                if fact.turn in by_id and (fact.turn, fact.text) not in stored:
                     self._keep(fact, by_id[fact.turn], name)
             self._journal.done(user, [turn.id for turn in turns])
 
