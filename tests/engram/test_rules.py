@@ -29,9 +29,12 @@ def _facts(text):
         ("I really love hiking in the Alps", "preference", None),
         ("I don't eat meat.", "preference", None),
         ("My favourite colour is green", "preference", "favourite colour"),
+        ("One of my favourite dishes is lasagna", "preference", None),
         ("I'm vegan, by the way.", "preference", "diet"),
         ("Always answer in German, please.", "instruction", None),
         ("Please never use emojis.", "instruction", None),
+        ("In future, please write tests first", "instruction", None),
+        ("Never deploy on Fridays", "instruction", None),
         ("From now on, keep answers short.", "instruction", None),
         ("Answer in French.", "instruction", "language of answers"),
         ("I want you to always show the diff first", "instruction", None),
@@ -55,6 +58,7 @@ def _facts(text):
         ("The database has 3 replicas", "project", None),
         ("I'm flying to Rome tomorrow", "event", None),
         ("Remember that the gate code changes monthly", "note", None),
+        ("Note: the office closes at six", "note", None),
     ],
 )
 def test_what_is_worth_remembering(text, kind, slot):
@@ -85,6 +89,10 @@ def test_what_is_worth_remembering(text, kind, slot):
         "```\nI prefer tabs over spaces\n```",
         "> I prefer tabs over spaces",
         "ok",
+        "Always a blessing.",
+        "Never been better",
+        "Remember, it takes time to form a bond",
+        "I love the thought!",
         "I prefer " + "x" * 400,
     ],
 )

@@ -69,6 +69,18 @@ _THING_IS = (
     rf"|lives?|deploys?"
     r"|depends|needs?|starts?|begins?|ends?|costs?|called|named|supports?)\b"
 )
+# What an assistant is told to do always, or never.
+_ORDERS = (
+    r"answer|reply|respond|use|write|call|show|give|add|include|put|keep|start|begin|end|explain|format"
+    r"|ask|check|run"
+    r"|test|make|be|tell|mention|remind|suggest|assume|speak|talk|translate|cite|quote|avoid|send|deploy"
+    r"|commit|push"
+    r"|merge|delete|address|return|wrap|provide|list|name|sign|round|convert|skip|omit|stop|apologi[sz]e"
+    r"|swear|create"
+    r"|change|touch|edit|remove|import|store|share|schedule|book|order|buy|serve|recommend|summari[sz]e"
+    r"|review|refer"
+    r"|don't|do not|prefer|propose|offer|read|open|install|update|reformat|lint|document|print|log|hardcode"
+)
 _TRADE = (
     r"(?:engineer|developer|programmer|designer|teacher|doctor|nurse|student|researcher|scientist"
     r"|manager|founder"
@@ -100,7 +112,9 @@ def _rule(
     return Rule(re.compile(pattern, re.IGNORECASE), kind, salience, slot)
 
 
-def _favourite(match: re.Match[str]) -> str:
+def _favourite(match: re.Match[str]) -> str | None:
+    if match["some"]:
+        return None  # there may be others
     thing = re.sub(r"\s+", " ", match["thing"].lower()).strip()
     return f"favourite {thing}"
 
@@ -113,9 +127,8 @@ def _attribute(match: re.Match[str]) -> str:
 RULES = (
     # What the assistant is to do from now on.
     _rule(
-        r"^(?:(?:also|and|please|ok(?:ay)?|so)[, ]+)*(?:(?:always|never|from now on|going forward)\b"
-        r"[ ,]+(?!mind\b)\w+|in (?:the )?future[ ,]+(?:please|always|never|use|write|answer|don't|do not"
-        r"|call|keep|avoid)\b)",
+        rf"^(?:(?:also|and|please|ok(?:ay)?|so)[, ]+)*(?:always|never|in (?:the )?future,?)"
+        rf" (?:please |do |always |never )*(?:{_ORDERS})\b",
         "instruction",
         0.9,
     ),
@@ -189,17 +202,23 @@ RULES = (
         0.95,
     ),
     # What the user likes.
-    _rule(r"\bmy favou?rite (?P<thing>[\w -]{2,40}?) (?:is|are|was)\b", "preference", 0.85, _favourite),
+    _rule(
+        r"\b(?P<some>(?:one|some) of )?my favou?rite (?P<thing>[\w -]{2,40}?) (?:is|are|was)\b",
+        "preference",
+        0.85,
+        _favourite,
+    ),
     _rule(
         rf"\bi {_ADVERBS}(?:prefer|love|adore|enjoy|hate|dislike|loathe|favou?r|can't stand|cannot stand"
         rf"|am (?:a (?:big |huge )?fan of"
-        r"|fond of|into))\b(?! (?:it|this|that|these|those|you|your|how|when|the way|the idea)\b)[ ]+\w",
+        r"|fond of|into))\b(?! (?:it|this|that|these|those|you|your|how|when|the (?:way|idea|thought"
+        r"|fact|sound))\b)[ ]+\w",
         "preference",
         0.8,
     ),
     _rule(
         rf"\bi {_ADVERBS}like (?!it\b|this\b|that\b|these\b|those\b|you\b|your\b|how\b|when\b|the way\b"
-        rf"|the idea\b|what\b)\w",
+        rf"|the (?:idea|thought|fact|sound)\b|what\b)\w",
         "preference",
         0.75,
     ),
@@ -252,9 +271,11 @@ RULES = (
         "project",
         0.7,
     ),
-    _rule(r"^(?:please )?(?:remember|note|keep in mind|don't forget|fyi)\b[, :]", "note", 0.9),
     _rule(
-        r"^(?:please )?(?:remember|note|keep in mind|don't forget) (?!to\b|me\b|how\b|when\b)", "note", 0.85
+        r"^(?:please )?(?:(?:remember|note|keep in mind|don't forget) that\b|(?:remember|note|fyi) ?:"
+        r"|fyi,? |(?:remember|note|keep in mind|don't forget),? (?:i|i'm|we|my|our)\b)",
+        "note",
+        0.9,
     ),
 )
 _OWN = re.compile(r"\b(?:i|i'm|i've|i'll|we|we're|we've|we'll|my|our)\b", re.IGNORECASE)
