@@ -8,7 +8,8 @@ import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET, NN_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET, MEMORY_SNIPPET, NN_SNIPPET = SNIPPETS
 
 
 def tiny_llama():
@@ -106,3 +107,14 @@ def test_the_snippet_of_the_hyper_connections_page_runs():
     names = {"embedded": torch.randn(2, 3, 512), "branches": [torch.tanh] * 16}
     exec(compile(snippet, "mhc.md", "exec"), names)
     assert names["h"].shape == (2, 3, 512)
+
+
+def test_the_memory_snippet_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(MEMORY_SNIPPET, "README.md", "exec"), names)
+    block = capsys.readouterr().out
+    assert "- Always answer in German." in block
+    assert "We chose Postgres over MySQL because of JSONB." in block
+    assert names["memory"].users() == []
+    names["memory"].close()

@@ -25,6 +25,13 @@ class AlreadyCoveredError(StrataError, ValueError):
     """
 
 
+class RefusedError(StrataError, ValueError):
+    """A text has a secret or personal data that the memory's policy refuses; nothing was stored.
+
+    The message names the kind and the place, never the text.
+    """
+
+
 class PagesLostWarning(UserWarning):
     """A session was opened without some of its pages; what was lost is computed again."""
 
@@ -38,6 +45,7 @@ __all__ = [
     "PagesLostError",
     "PagesLostWarning",
     "RamFullError",
+    "RefusedError",
     "SessionNotFoundError",
     "SettingsMismatchError",
     "StrataError",

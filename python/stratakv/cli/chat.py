@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from stratakv.cli import options
+from stratakv.cli.errors import UsageError
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
 from stratakv.cli.storage import check_name, open_selecting, saved_ids
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from stratakv import TieredCache
     from stratakv.cli.engine import Driver
+    from stratakv.cli.recollection import Recollection
 
 __all__ = ["configure", "run"]
 
@@ -41,6 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_directory_option(parser)
     options.add_model_options(parser)
     options.add_decoding_options(parser, max_new_tokens=256)
+    parser.add_argument(
+        "--memory",
+        metavar="DIR",
+        default=None,
+        help="long-term memory: the model is shown what is known of --user; what is said is remembered",
+    )
+    parser.add_argument("--user", default=None, help="whose memories")
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -48,14 +57,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Resumes or begins the session and talks until the input ends."""
     name = check_name(args.session)
+    if (args.memory is None) != (args.user is None):
+        raise UsageError("--memory and --user belong together", "memories are kept for each user apart")
     source = find_model(args.model)
     give_large_blocks_back()
     loaded = load(source, args.dtype, out=out)
     limits = {"ram": args.ram, "disk_limit": args.disk_limit}
-    with open_selecting(
-        loaded.model, args.directory, name=name, budget=args.budget, out=out, **limits
-    ) as cache:
-        chat = Chat(loaded, cache, args, out)
+    with contextlib.ExitStack() as stack:
+        recollection = None
+        if args.memory is not None:
+            from stratakv.cli.recollection import Recollection
+
+            recollection = stack.enter_context(
+                Recollection(args.memory, user=args.user, session=name, out=out)
+            )
+        cache = stack.enter_context(
+            open_selecting(loaded.model, args.directory, name=name, budget=args.budget, out=out, **limits)
+        )
+        chat = Chat(loaded, cache, args, out, recollection)
         chat.ids = saved_ids(args.directory, name, **limits)
         chat.greet()
         return chat.talk()
@@ -65,13 +84,19 @@ class Chat:
     """One conversation: a loaded model, its cache, and the loop over the user's lines."""
 
     def __init__(
-        self, loaded: LoadedModel, cache: TieredCache, args: argparse.Namespace, out: Output
+        self,
+        loaded: LoadedModel,
+        cache: TieredCache,
+        args: argparse.Namespace,
+        out: Output,
+        recollection: Recollection | None = None,
     ) -> None:
         self.loaded = loaded
         self.cache = cache
         self.name: str = args.session
         self.args = args
         self.out = out
+        self.recollection = recollection
         self.ids: list[int] = []  # the conversation's, the answers included
         self.interactive = sys.stdin.isatty()
 
@@ -144,7 +169,8 @@ class Chat:
         from stratakv.cli.prompts import first_turn, next_turn
 
         turn = next_turn if self.ids else first_turn
-        ids = self.ids + turn(self.loaded.tokenizer, text)
+        prompt = text if self.recollection is None else self.recollection.put_before(text)
+        ids = self.ids + turn(self.loaded.tokenizer, prompt)
         with Interrupt() as interrupt:
             driver = Driver(
                 self.loaded,
@@ -162,6 +188,10 @@ class Chat:
             tokens, answer = self._stream(driver, read.logits_V)
         self.ids = ids + tokens
         self.cache.save(self.name)
+        recalled: dict[str, object] = {}
+        if self.recollection is not None:
+            recalled["recalled"] = self.recollection.shown
+            self.recollection.observe(text, answer)
         if self.out.json_mode:
             self.out.json(
                 {
@@ -170,6 +200,7 @@ class Chat:
                     "session": self.name,
                     "tokens": {"total": len(self.ids), "prefilled": read.tokens, "answer": len(tokens)},
                     "seconds": {"prefill": read.seconds},
+                    **recalled,
                 }
             )
         if interrupt.requested:

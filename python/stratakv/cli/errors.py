@@ -32,6 +32,8 @@ class UsageError(CommandError):
 HINTS = {
     "LockedError": "wait for the other process or stop it, or give another --directory",
     "SessionNotFoundError": "`stratakv sessions list` shows the names that exist",
+    "MemoryNotFoundError": "`stratakv memory list` shows the numbers that exist",
+    "RefusedError": "--policy KIND=mask or KIND=store lets it in",
     "SettingsMismatchError": "use the --model and --dtype of the session, or another session name",
     "RamFullError": "give a larger --ram, or a --directory so that pages can go to disk",
     "DiskFullError": "give a larger --disk-limit, free disk space, or remove sessions: stratakv sessions rm",

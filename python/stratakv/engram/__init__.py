@@ -1,8 +1,35 @@
 """Engram: long-term memory in a directory, found by words and by meaning."""
 
+from stratakv.engram.assistant import AssistantMemory, Observed
+from stratakv.engram.context import Context, Profile
 from stratakv.engram.embedders import Embedder, FunctionEmbedder
 from stratakv.engram.engram import Engram
+from stratakv.engram.facts import Extracted, Extractor, Fact
+from stratakv.engram.files import FileCommandError, MemoryFiles
 from stratakv.engram.memory import Memory, Recalled, Scope
 from stratakv.engram.minilm import MiniLM
+from stratakv.engram.model_extractor import ModelExtractor
+from stratakv.engram.policy import Policy
+from stratakv.engram.rules import RuleExtractor
 
-__all__ = ["Embedder", "Engram", "FunctionEmbedder", "Memory", "MiniLM", "Recalled", "Scope"]
+__all__ = [
+    "AssistantMemory",
+    "Context",
+    "Embedder",
+    "Engram",
+    "Extracted",
+    "Extractor",
+    "Fact",
+    "FileCommandError",
+    "FunctionEmbedder",
+    "Memory",
+    "MemoryFiles",
+    "MiniLM",
+    "ModelExtractor",
+    "Observed",
+    "Policy",
+    "Profile",
+    "Recalled",
+    "RuleExtractor",
+    "Scope",
+]
