@@ -113,9 +113,12 @@ fn check(rows: &[Row], leaves: &[Leaf], authors: &[String]) -> Result<(), Flaw> 
             && is_author(row.author)
             && is_row(row.previous)
             && is_row(row.next)
+            // Versions lead one way, or who follows them would never arrive.
+            && (row.superseded_by == 0 || row.superseded_by > row.id)
+            && (row.supersedes == 0 || row.supersedes < row.id)
     };
     if !rows.iter().all(fits) || !leaves.iter().all(|leaf| leaf.last.is_none_or(is_row)) {
-        return Err("names rows, scopes or authors that it does not have".into());
+        return Err("names rows, scopes, authors or versions that it does not have".into());
     }
     if !rows.is_sorted_by(|a, b| a.id < b.id) {
         return Err("has numbers out of order".into());
@@ -227,6 +230,8 @@ mod tests {
         ) {
             for (index, row) in rows.iter_mut().enumerate() {
                 row.id = index as u64 * 3 + 1;
+                row.supersedes %= row.id;
+                row.superseded_by |= 1 << 20;
             }
             let authors = ["ana".to_owned(), "bob".to_owned()];
             let parts = CheckpointParts {

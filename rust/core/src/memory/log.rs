@@ -251,9 +251,9 @@ impl<'a> Window<'a> {
         let payload = bytes.get(RECORD_HEAD_BYTES..head.record_bytes() as usize);
         match payload.map(|payload| head.decode_payload(payload)) {
             Some(Ok(record)) => Ok(Found::Record { bytes: head.record_bytes() as u32, record }),
-            Some(Err(_)) => Ok(Found::Damaged { next: at + head.record_bytes() }),
-            // The head holds, the file ends inside: a write that was cut off.
-            None => Ok(Found::Damaged { next: self.next_magic(at + 1)? }),
+            // A head of a write that was cut off may be there without its payload, and what was
+            // written since lies in the bytes that it speaks of: its length is not to be trusted.
+            Some(Err(_)) | None => Ok(Found::Damaged { next: self.next_magic(at + 1)? }),
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct Row {
     pub(crate) valid_from: i64,
     pub(crate) valid_to: i64,
     pub(crate) recorded: i64,
-    /// Until when it was true, as became known at `closed`.
+    /// Until when it was true, as somebody said at `closed`; later versions are another matter.
     pub(crate) closed_to: i64,
     pub(crate) closed: i64,
     pub(crate) supersedes: u64,
@@ -45,24 +45,9 @@ impl Row {
         self.traits & HAS_VECTOR != 0
     }
 
-    /// Until when it is true, as was known then.
-    pub(super) fn true_until(&self, known_at: i64) -> i64 {
-        if self.closed <= known_at { self.closed_to.min(self.valid_to) } else { self.valid_to }
-    }
-
-    /// Whether it counts as present.
-    pub(super) fn is_present(&self, when: &When, now: i64) -> bool {
-        if when.any {
-            return true;
-        }
-        if self.recorded > when.known_at {
-            return false;
-        }
-        let until = self.true_until(when.known_at);
-        match when.as_of {
-            Some(time) => self.valid_from <= time && time < until,
-            None => until > now,
-        }
+    /// Until when it is true by itself, as was known then.
+    const fn own_end(&self, known_at: i64) -> i64 {
+        if self.closed <= known_at && self.closed_to < self.valid_to { self.closed_to } else { self.valid_to }
     }
 }
 
@@ -176,28 +161,24 @@ impl Rows {
             recorded: stored.recorded,
             closed_to: FOREVER,
             closed: FOREVER,
-            supersedes: stored.supersedes,
+            // Only of an older one: versions that lead back to themselves would never end.
+            supersedes: if stored.supersedes < id { stored.supersedes } else { 0 },
             superseded_by: 0,
             previous,
             next: NONE,
         });
-        if let Some(old) = self.find(stored.supersedes) {
+        if let Some(old) = self.find(stored.supersedes).filter(|old| *old < row) {
             self.all[old as usize].superseded_by = id;
-            self.close(old, stored.valid_from, stored.recorded);
         }
     }
 
     /// Notes that a memory ceased to be true.
     pub(super) fn end(&mut self, id: u64, valid_to: i64, recorded: i64) {
         if let Some(row) = self.find(id) {
-            self.close(row, valid_to, recorded);
+            let row = &mut self.all[row as usize];
+            row.closed_to = valid_to;
+            row.closed = recorded;
         }
-    }
-
-    fn close(&mut self, row: u32, valid_to: i64, recorded: i64) {
-        let row = &mut self.all[row as usize];
-        row.closed_to = valid_to;
-        row.closed = recorded;
     }
 
     fn leaf(&mut self, names: &Names) -> u32 {
@@ -240,6 +221,43 @@ impl Rows {
         leaf.words += u64::from(words);
         leaf.window_words += u64::from(own) + others;
         own
+    }
+
+    /// The later versions of a memory, the next one first.
+    fn later(&self, row: &Row) -> impl Iterator<Item = &Row> + '_ {
+        let mut next = row.superseded_by;
+        std::iter::from_fn(move || {
+            let later = self.row(self.find(next)?);
+            next = later.superseded_by;
+            Some(later)
+        })
+    }
+
+    /// Until when a memory is true, as is known now: until it ended, or any later version began. One
+    /// that began before those between them takes the place of all. A memory whose place was taken
+    /// before it began was never true, and ends as it begins.
+    pub(super) fn true_until(&self, row: &Row) -> i64 {
+        let later = self.later(row).map(|later| later.valid_from);
+        later.fold(row.own_end(FOREVER), i64::min).max(row.valid_from)
+    }
+
+    /// When it became known that a memory does not stay true.
+    pub(super) fn closed(&self, row: &Row) -> i64 {
+        self.later(row).next().map_or(row.closed, |later| later.recorded.min(row.closed))
+    }
+
+    /// Whether a memory counts as present.
+    pub(super) fn is_present(&self, row: &Row, when: &When, now: i64) -> bool {
+        if when.any {
+            return true;
+        }
+        if row.recorded > when.known_at || when.as_of.is_some_and(|time| time < row.valid_from) {
+            return false;
+        }
+        // Without a time: what is still to come counts, unless its place is taken before it comes.
+        let time = when.as_of.unwrap_or(now.max(row.valid_from));
+        let is_over = |later: &Row| later.recorded <= when.known_at && later.valid_from <= time;
+        time < row.own_end(when.known_at) && !self.later(row).any(is_over)
     }
 
     /// The rows of a window with what each counts there, the row itself first.

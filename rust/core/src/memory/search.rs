@@ -93,7 +93,6 @@ impl User {
         self.check(query)?;
         let when = query.when.unwrap_or_else(|| When::now(now));
         let covered = self.rows.covered(scope.names());
-        let visible = |row: &Row| covered[row.leaf as usize] && row.is_present(&when, now);
         let corpus = Corpus::of(&self.rows, &covered);
         let authors = self.rows.authors_of(&covered);
         let text = query.text.as_deref().unwrap_or_default();
@@ -102,6 +101,7 @@ impl User {
         if let Some(vector) = &query.vector {
             self.load_vectors(vector.len())?;
         }
+        let visible = |row: &Row| covered[row.leaf as usize] && self.rows.is_present(row, &when, now);
         let rated = self.rated(query, &covered, &corpus, &clues);
         let rows = self.pool(&rated, query.k, visible)?;
         let best = rated.rank(&rows, &query.weights);

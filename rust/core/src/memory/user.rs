@@ -219,7 +219,7 @@ impl User {
         };
         for row in self.rows.all().iter().filter(|row| covered[row.leaf as usize]) {
             stats.memories += 1;
-            stats.present += u64::from(row.is_present(&when, now));
+            stats.present += u64::from(self.rows.is_present(row, &when, now));
             stats.vectors += u64::from(row.has_vector());
         }
         stats
@@ -366,9 +366,9 @@ impl User {
             author: stored.author,
             vector: stored.vector,
             valid_from: row.valid_from,
-            valid_to: row.true_until(i64::MAX - 1),
+            valid_to: self.rows.true_until(row),
             recorded: row.recorded,
-            closed: row.closed,
+            closed: self.rows.closed(row),
             supersedes: at(row.supersedes),
             superseded_by: at(row.superseded_by),
         }))
@@ -402,7 +402,7 @@ impl User {
                 break;
             }
             let here = self.rows.row(row as u32);
-            if covered[here.leaf as usize] && here.is_present(when, now) {
+            if covered[here.leaf as usize] && self.rows.is_present(here, when, now) {
                 memories.extend(self.memory(row as u32)?);
             }
         }

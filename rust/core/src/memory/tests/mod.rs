@@ -1,11 +1,13 @@
 //! The whole room against plain models, on disks in memory.
 
 mod clues;
+mod erased;
 mod graph;
 mod model;
 mod retention;
 mod scopes;
 mod time;
+mod torn;
 mod unit;
 
 use std::sync::Arc;

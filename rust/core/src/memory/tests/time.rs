@@ -78,9 +78,82 @@ fn a_time_that_is_known_beforehand() {
     assert_eq!(engram.list(&ana, Some(at(1500)), 0, 9).unwrap().len(), 1);
 }
 
+/// What is to come may be overtaken: Rome from 300 was planned, then Lima from 150 was told.
+#[test]
+fn a_version_that_begins_before_those_between_takes_the_place_of_all() {
+    let disk = MemoryDisk::new();
+    let engram = open(&disk);
+    let ana = scope("ana");
+    engram.remember(&ana, &[fact("Oslo", 100, 100, None)]).unwrap();
+    engram.remember(&ana, &[fact("Rome", 300, 110, Some(1))]).unwrap();
+    engram.remember(&ana, &[fact("Lima", 150, 120, Some(2))]).unwrap();
+    let config = EngramConfig { checkpoint_after: 1, ..config() };
+    let saving = Engram::open_on(Arc::new(disk.clone()), config).unwrap();
+    saving.stats(&ana).unwrap();
+    for engram in [&engram, &saving, &open(&disk)] {
+        let list = |when| engram.list(&ana, Some(when), 0, 9).unwrap();
+        for (time, city) in [(100, "Oslo"), (149, "Oslo"), (150, "Lima"), (299, "Lima"), (300, "Lima")] {
+            assert_eq!(texts(&list(at(time))), [city], "at {time}");
+            let query = Query { when: Some(at(time)), ..Query::new("Oslo Rome Lima", 9) };
+            assert_eq!(found(&engram.recall(&ana, &query).unwrap()), [city], "at {time}");
+        }
+        // At 115 nobody knew of Lima.
+        for (time, city) in [(299, "Oslo"), (300, "Rome")] {
+            let known = When { known_at: 115, ..at(time) };
+            assert_eq!(texts(&list(known)), [city], "at {time}, as was known");
+        }
+        let history = engram.history(&ana, 1).unwrap();
+        let ends: Vec<_> = history.iter().map(|one| (one.valid_from, one.valid_to, one.closed)).collect();
+        assert_eq!(ends, [(100, 150, 110), (300, 300, 120), (150, FOREVER, FOREVER)]);
+    }
+}
+
+/// Without a time what is still to come counts, but not what will never come.
+#[test]
+fn what_is_overtaken_before_it_comes_never_comes() {
+    let engram = open(&MemoryDisk::new());
+    let ana = scope("ana");
+    let far = FOREVER / 2;
+    engram.remember(&ana, &[fact("Oslo", 100, 100, None)]).unwrap();
+    engram.remember(&ana, &[fact("Rome", far + 9, 110, Some(1))]).unwrap();
+    assert_eq!(texts(&engram.list(&ana, None, 0, 9).unwrap()), ["Oslo", "Rome"]);
+    engram.remember(&ana, &[fact("Lima", far, 120, Some(2))]).unwrap();
+    assert_eq!(texts(&engram.list(&ana, None, 0, 9).unwrap()), ["Oslo", "Lima"]);
+    assert_eq!(engram.stats(&ana).unwrap().present, 2);
+}
+
+#[test]
+fn a_fact_that_ended_stays_ended_when_another_follows() {
+    let engram = open(&MemoryDisk::new());
+    let ana = scope("ana");
+    engram.remember(&ana, &[fact("Ana rents a flat", 100, 100, None)]).unwrap();
+    engram.end(&ana, 1, 200).unwrap();
+    engram.remember(&ana, &[fact("Ana owns a house", 300, 300, Some(1))]).unwrap();
+    let list = |time| engram.list(&ana, Some(at(time)), 0, 9).unwrap();
+    assert_eq!(texts(&list(199)), ["Ana rents a flat"]);
+    assert!(list(250).is_empty());
+    assert_eq!(texts(&list(300)), ["Ana owns a house"]);
+}
+
+/// Whichever version is named: with the newest alone gone, an older one would be true again.
 #[test]
 fn forgetting_a_fact_forgets_its_versions() {
-    let (engram, ana) = moved();
-    assert_eq!(engram.forget(&ana, &[2]).unwrap(), 2);
-    assert!(engram.list(&ana, Some(When { as_of: None, known_at: 0, any: true }), 0, 9).unwrap().is_empty());
+    for named in [1, 3, 4] {
+        let disk = MemoryDisk::new();
+        let engram = open(&disk);
+        let ana = scope("ana");
+        engram.remember(&ana, &[fact("Oslo", 100, 100, None), fact("a cat", 100, 100, None)]).unwrap();
+        engram.remember(&ana, &[fact("Rome", 200, 200, Some(1))]).unwrap();
+        engram.remember(&ana, &[fact("Lima", 300, 300, Some(3))]).unwrap();
+        assert_eq!(engram.forget(&ana, &[named]).unwrap(), 3);
+        for engram in [&engram, &open(&disk)] {
+            let anything = Some(When { as_of: None, known_at: 0, any: true });
+            for when in [None, anything, Some(at(150)), Some(at(400))] {
+                assert_eq!(texts(&engram.list(&ana, when, 0, 9).unwrap()), ["a cat"]);
+            }
+            for id in [1, 3, 4] {
+                assert!(matches!(engram.history(&ana, id), Err(crate::Error::NoMemory { .. })));
+            }
+        }
+    }
 }
