@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from stratakv.nn import StrataLM, TransformerConfig
+from stratakv.nn import MemoryConfig, StrataLM, TransformerConfig
 from stratakv.train import Muon, TrainConfig, Trainer, draw_batch, make_optimizers
 from stratakv.train.optimizers import orthogonalize
 from stratakv.train.plot import loss_plot
@@ -130,6 +130,25 @@ def test_every_parameter_is_updated_once(optimizer):
     for name, parameter in model.named_parameters():
         is_matrix = "proj" in name
         assert decay[parameter] == (0.3 if is_matrix else 0.0), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_tables_of_memories_learn_faster_and_do_not_decay(optimizer, tmp_path):
+    memory = MemoryConfig(layers=(1,), compressed_size=32, table_sizes=(31,), num_heads=2, ngram_dim=8)
+    config = dataclasses.replace(RUN, optimizer=optimizer)
+    whole = finish(trainer_of(config=config, memory=memory))
+    table = whole.model.model.layers[1].memory.table.weight
+    groups = {p: g for o in whole.optimizers for g in o.param_groups for p in g["params"]}
+    assert len(groups) == len(list(whole.model.parameters()))
+    assert groups[table]["weight_decay"] == 0
+    assert groups[table]["lr"] == pytest.approx(5 * whole.history[-1].lr)
+    assert groups[whole.model.model.embed_tokens.weight]["lr"] == whole.history[-1].lr
+    stopped = trainer_of(tmp_path / "checkpoint.safetensors", config, memory=memory)
+    for _ in range(5):
+        stopped.advance()
+    again = trainer_of(tmp_path / "checkpoint.safetensors", config, memory=memory)
+    assert again.resume()
+    assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
 
 
 def test_orthogonalize():

@@ -6,7 +6,7 @@ the engine's kernels, `mixings.py` the ways to mix, `diagnostics.py` whether a s
 in. Measured: `docs/mhc.md`.
 """
 
-from stratakv.nn.conditional_memory import ConditionalMemory, MemoryState
+from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState
 from stratakv.nn.diagnostics import Gains, Watched, composite_gains, sum_errors, watch
 from stratakv.nn.hyper_connections import (
     HyperConnections,
@@ -25,6 +25,7 @@ __all__ = [
     "Gains",
     "HyperConnections",
     "Mappings",
+    "MemoryConfig",
     "MemoryState",
     "NGramPlan",
     "Reading",

@@ -5,6 +5,7 @@ B rows, T tokens.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         seconds = time.perf_counter() - start
@@ -167,7 +168,8 @@ class Trainer:
         if self.path is None or not self.path.exists():
             return False
         progress = checkpoint.read_progress(self.path)
-        if progress["model"] != asdict(self.model.config):
+        # As JSON has it: tuples are lists there.
+        if progress["model"] != json.loads(json.dumps(asdict(self.model.config))):
             raise ValueError(
                 f"{self.path} is of another model, with other sizes: give those, or another directory"
             )
