@@ -3,7 +3,7 @@
 Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `fused.py` the same by
 the engine's kernels, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable,
 `transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are looked up
-in. Measured: `docs/mhc.md`.
+in, `vision.py` images in the sequence. Measured: `docs/mhc.md`.
 """
 
 from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState
@@ -19,11 +19,14 @@ from stratakv.nn.mappings import Mappings
 from stratakv.nn.mixings import kronecker_product, permutation_mixture, sinkhorn
 from stratakv.nn.ngrams import NGramPlan, compress_vocabulary, ngram_hashes, plan_layers
 from stratakv.nn.transformer import StrataLM, TransformerConfig
+from stratakv.nn.vision import ImageEncoder, ImageProjector, StrataVisionLM, VisionConfig
 
 __all__ = [
     "ConditionalMemory",
     "Gains",
     "HyperConnections",
+    "ImageEncoder",
+    "ImageProjector",
     "Mappings",
     "MemoryConfig",
     "MemoryState",
@@ -31,8 +34,10 @@ __all__ = [
     "Reading",
     "SinglePassHyperConnections",
     "StrataLM",
+    "StrataVisionLM",
     "StreamHead",
     "TransformerConfig",
+    "VisionConfig",
     "Watched",
     "composite_gains",
     "compress_vocabulary",
