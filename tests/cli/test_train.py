@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
 import signal
+import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,10 +67,113 @@ def test_a_file_of_options_and_flags_before_it(tmp_path, book, capsys):
     assert (config["num_streams"], config["learnable_scale"]) == (1, False)
 
 
+def test_only_the_owner_reads_a_run(tmp_path, book):
+    run = tmp_path / "deeper" / "run"
+    before = os.umask(0)
+    try:
+        arguments = ["train", "--text", str(book), "--out", str(run), *FLAGS, "--steps", "2", "--tensorboard"]
+        assert main(arguments) == 0
+        assert os.umask(0) == 0  # as it was
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    files = [path for path in run.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"checkpoint.safetensors", "log.jsonl", "loss.svg", "model.safetensors", "tokenizer.json"} <= names
+    assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files} == {
+        path.name: "0o600" for path in files
+    }
+
+
+def test_event_files_have_what_the_log_has(tmp_path, book):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    arguments = [
+        "train",
+        "--text",
+        str(book),
+        "--out",
+        str(run),
+        *FLAGS,
+        "--tensorboard",
+        "--eval-every",
+        "2",
+    ]
+    assert main([*arguments, "--steps", "3"]) == 0
+    assert main([*arguments, "--steps", "5"]) == 0
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    events = accumulators.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for tag, key in {"loss/batch": "loss", "lr": "lr", "loss/held_out": "held_out"}.items():
+        written = [(event.step, event.value) for event in events.Scalars(tag)]
+        expected = [(line["step"], line[key]) for line in log if key in line]
+        assert [step for step, _ in written] == [step for step, _ in expected]
+        assert [value for _, value in written] == pytest.approx([value for _, value in expected])
+
+
+def test_defaults_are_the_configs_own():
+    from stratakv.cli.train import DEFAULTS
+    from stratakv.train import TrainConfig
+
+    for name, value in dataclasses.asdict(TrainConfig()).items():
+        if name in DEFAULTS:
+            assert DEFAULTS[name] == value, name
+    assert {"steps", "lr", "precision", "optimizer"} <= set(DEFAULTS)
+    code = "import sys, stratakv.cli.train; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_compute_what_one_does(tmp_path, book, optimizer):
+    """FSDP2 over gloo: the same losses and model, and either goes on with the other's checkpoint."""
+    options = ["--text", str(book), *FLAGS, "--optimizer", optimizer, "--json", "--eval-every", "2"]
+
+    def two(run, steps):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["-m", "stratakv", "train", *options, "--out", str(run), "--steps", str(steps)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.strip())
+
+    def losses(run):
+        return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+    alone, shared, mixed = tmp_path / "alone", tmp_path / "shared", tmp_path / "mixed"
+    assert main(["train", *options, "--out", str(alone), "--steps", "6"]) == 0
+    last = two(shared, 3)
+    assert last["step"] == 3
+    two(shared, 6)
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    shutil.copytree(shared, mixed)
+    assert main(["train", *options, "--out", str(mixed), "--steps", "8"]) == 0
+    assert main(["train", *options, "--out", str(alone), "--steps", "8"]) == 0
+    assert losses(mixed) == pytest.approx(losses(alone), rel=2e-3)
+
+    from safetensors.torch import load_file
+
+    mine, theirs = load_file(mixed / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert (mine[name] - value).norm() <= 0.05 * value.norm() + 1e-2, name
+
+
+def test_a_batch_that_processes_cannot_share():
+    from stratakv.nn import StrataLM, TransformerConfig
+    from stratakv.train import Group, TrainConfig, Trainer
+
+    model = StrataLM(TransformerConfig(vocab_size=32, hidden_size=32, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="multiple of the 3 processes"):
+        Trainer(model, torch.zeros(9999), TrainConfig(batch=4), group=Group(0, 3))
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("speed = 3", "speed is no option"),
+        ('precision = "fp8"', "precision='fp8': there are full, bf16"),
+        ('tensorboard = "yes"', "tensorboard='yes': accepted are true and false"),
         ('residual = "none"', "there are mhc"),
         ("steps = ", "run.toml"),
         ("lr = -1.0", "lr=-1.0 must be positive"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stratakv.train.config import TrainConfig
+from stratakv.train.group import split_like, whole
 
 ADAM_BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
@@ -73,7 +74,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-                update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM))
+                mixed = parameter.grad.lerp(momentum, MOMENTUM)
+                # A part of a matrix has other singular values than the whole.
+                update = split_like(orthogonalize(whole(mixed)), parameter)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * UPDATE_RMS * max(parameter.shape) ** 0.5)
         return None
