@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -121,6 +122,61 @@ def test_defaults_are_the_configs_own():
     assert {"steps", "lr", "precision", "optimizer"} <= set(DEFAULTS)
     code = "import sys, stratakv.cli.train; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_in_chosen_blocks(tmp_path, book):
+    run = tmp_path / "run"
+    arguments = ["train", "--text", str(book), "--out", str(run), *FLAGS, "--steps", "1"]
+    assert main([*arguments, "--memory-layers", "0"]) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["memory"]["layers"] == [0]
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    vocabulary = model.model.layers[0].memory.vocabulary
+    first, second = tokenizer.convert_tokens_to_ids(["t", "T"])
+    assert vocabulary[first] == vocabulary[second]  # one word in the memory, whatever its case
+
+
+def test_comparison_stops_goes_on_and_tells(tmp_path, book, capsys, monkeypatch):
+    from stratakv.train import Trainer
+
+    out = tmp_path / "compare"
+    arguments = ["train", "compare", "--text", str(book), "--out", str(out), *FLAGS, "--json"]
+    arguments += ["--steps", "6", "--warmup", "1", "--eval-every", "2", "--seeds", "2", "--stress", "300"]
+    advance, done = Trainer.advance, []
+
+    def counted(self):
+        done.append(self.config.seed)
+        if len(done) == 9:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", counted)
+    assert main(arguments) == 130
+    assert "stopped in run 2 of 15" in capsys.readouterr().err
+    assert main(arguments) == 0
+    # None twice: twelve runs and those that a high learning rate did not end before their time.
+    assert 12 * 6 < len(done) <= 15 * 6
+    summary = json.loads(capsys.readouterr().out)
+    assert list(summary["variants"]) == [
+        kind + memory for memory in ("", " + memory") for kind in ("plain", "unconstrained", "mhc")
+    ]
+    for name, entry in summary["variants"].items():
+        assert entry["seeds"] == [0, 1]
+        assert all(math.isfinite(loss) for loss in entry["final_loss"])
+        if name.startswith("plain"):
+            assert entry["steps_to_plain_loss"] == [1.0, 1.0]
+    assert set(summary["stress"]) == {"plain", "unconstrained", "mhc"}
+    assert (out / "compare.svg").read_text().count("<polyline") == 6
+    assert (out / "compare.md").read_text().count("\n") == 8
+    before = len(done)
+    assert main(arguments) == 0  # all there
+    assert len(done) == before
+    assert json.loads(capsys.readouterr().out) == summary
+    assert main([*arguments, "--lr", "0.5"]) == 2
+    assert "of another run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

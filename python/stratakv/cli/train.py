@@ -25,6 +25,8 @@ from stratakv.cli import options
 from stratakv.cli.errors import CommandError, UsageError
 from stratakv.cli.files import read_texts
 from stratakv.cli.output import Output, format_count, format_seconds
+from stratakv.cli.train_compare import DEFAULTS as COMPARED
+from stratakv.cli.train_compare import compare
 from stratakv.train.config import OptimizerName, Precision, TrainConfig
 from stratakv.train.files import make_directory, private_files
 
@@ -78,11 +80,23 @@ TRAIN_CHOICES: dict[str, tuple[str, ...]] = {
 }
 DEFAULTS = {name: default for name, _, default, _ in (*MODEL_NUMBERS, *TRAIN_NUMBERS)}
 DEFAULTS |= {name: getattr(_CONFIG, name) for name in TRAIN_CHOICES}
-DEFAULTS |= {"residual": "mhc", "tensorboard": False, "text": None, "out": None}
+DEFAULTS |= {"residual": "mhc", "tensorboard": False, "memory_layers": [], "text": None, "out": None}
+# Of `train compare` only.
+COMPARE_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
+    ("seeds", int, 3, "compare: seeds of each residual path"),
+    ("stress", float, 30.0, "compare: factor of the learning rate for runs that it is too high for"),
+)
+DEFAULTS |= {name: default for name, _, default, _ in COMPARE_NUMBERS}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `train`."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("compare",),
+        help="plain, unconstrained and mHC residual paths, with memory and without, several seeds each",
+    )
     parser.add_argument(
         "--text", nargs="+", metavar="PATH", help="files, or directories of them, to train on"
     )
@@ -103,9 +117,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="write event files too, into the run's directory (needs the extra `tensorboard`)",
     )
-    for name, kind, default, text in (*MODEL_NUMBERS, *TRAIN_NUMBERS):
+    parser.add_argument(
+        "--memory-layers",
+        nargs="*",
+        type=int,
+        metavar="N",
+        help="blocks that begin with a conditional memory, counted from 0 (default: none)",
+    )
+    for name, kind, default, text in (*MODEL_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default:g})")
+        other = "" if name not in COMPARED else f"; compare: {COMPARED[name]:g}"
+        parser.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default:g}{other})")
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -132,13 +154,19 @@ def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Ou
 
     directory = Path(chosen["out"])
     make_directory(directory)
+    if args.action == "compare":
+        if group.size > 1:
+            raise UsageError("`train compare` runs in one process", "start it without torchrun")
+        with out.busy("reading the text"):
+            read = _tokens_or_usage_error(chosen, directory, group)
+        return compare(args, chosen, *read, out)
     try:
         names = (*_RUN, *TRAIN_CHOICES)
         config = TrainConfig(**{name: chosen[name] for name in names})
         with out.busy("reading the text"):
             tokens, tokenizer = _tokens(chosen, directory, group)
         torch.manual_seed(config.seed)
-        model = _model(chosen, len(tokenizer))
+        model = _model(chosen, tokenizer)
         count = sum(parameter.numel() for parameter in model.parameters())
         trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors", group)
         trainer.resume()
@@ -179,15 +207,18 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.config}: {', '.join(unknown)} is no option",
                 f"there are {', '.join(sorted(DEFAULTS))}",
             )
-        for name, kind, *_ in (*MODEL_NUMBERS, *TRAIN_NUMBERS):
+        for name, kind, *_ in (*MODEL_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
             _check_number(args.config, name, kind, written.get(name, DEFAULTS[name]))
     flags = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    chosen = DEFAULTS | written | flags
+    chosen = DEFAULTS | (COMPARED if args.action == "compare" else {}) | written | flags
     for name, choices in {"residual": tuple(RESIDUALS), **TRAIN_CHOICES}.items():
         if chosen[name] not in choices:
             raise UsageError(f"{name}={chosen[name]!r}: there are {', '.join(choices)}")
     if not isinstance(chosen["tensorboard"], bool):
         raise UsageError(f"tensorboard={chosen['tensorboard']!r}: accepted are true and false")
+    layers = chosen["memory_layers"]
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise UsageError(f"memory_layers={layers!r}: accepted are numbers of blocks, as in [1, 4]")
     for name in ("text", "out"):
         if not chosen[name]:
             raise UsageError(f"--{name} is missing", "give it as a flag or in the file of --config")
@@ -221,13 +252,28 @@ def _tokens(chosen: dict[str, Any], directory: Path, group: Group) -> tuple[Tens
     return torch.tensor(ids, dtype=torch.int32), tokenizer
 
 
-def _model(chosen: dict[str, Any], vocab_size: int) -> StrataLM:
-    from stratakv.nn import StrataLM, TransformerConfig
+def _tokens_or_usage_error(chosen: dict[str, Any], directory: Path, group: Group) -> tuple[Tensor, Any]:
+    try:
+        return _tokens(chosen, directory, group)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
-    sizes = {name: chosen[name] for name, *_ in MODEL_NUMBERS} | {"vocab_size": vocab_size}
-    return StrataLM(
-        TransformerConfig(**(sizes | RESIDUALS[chosen["residual"]]), max_positions=chosen["length"])
-    )
+
+def _model(chosen: dict[str, Any], tokenizer: Any) -> StrataLM:
+    from stratakv.hf.tokenizer import compressed_vocabulary
+    from stratakv.nn import MemoryConfig, StrataLM, TransformerConfig
+
+    sizes = {name: chosen[name] for name, *_ in MODEL_NUMBERS} | {"vocab_size": len(tokenizer)}
+    sizes |= RESIDUALS[chosen["residual"]]
+    vocabulary = None
+    if chosen["memory_layers"]:
+        vocabulary = compressed_vocabulary(tokenizer)
+        sizes["memory"] = MemoryConfig(
+            layers=tuple(chosen["memory_layers"]),
+            compressed_size=int(vocabulary.max()) + 1,
+            pad_id=tokenizer.pad_token_id,
+        )
+    return StrataLM(TransformerConfig(**sizes, max_positions=chosen["length"]), vocabulary)
 
 
 def _train(
