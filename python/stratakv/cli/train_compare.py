@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "save_every": 100,
 }
 EVAL_BATCHES = 4
-MEMORY = {"table_sizes": (4096, 4096), "num_heads": 4, "ngram_dim": 64}
+MEMORY: dict[str, Any] = {"table_sizes": (4096, 4096), "num_heads": 4, "ngram_dim": 64}
 
 
 def compare(

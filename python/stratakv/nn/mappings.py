@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,21 +26,24 @@ from stratakv.nn.mixings import (
     sinkhorn,
 )
 
-_Rest = ParamSpec("_Rest")
+_Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def full_precision(
-    function: Callable[Concatenate[Tensor, _Rest], _Result],
-) -> Callable[Concatenate[Tensor, _Rest], _Result]:
-    """The function without autocast: in 16 bits rows of a mixing matrix are off by 0.003, which composes."""
+def full_precision(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The function without autocast: in 16 bits rows of a mixing matrix are off by 0.003, which composes.
+
+    Args:
+        function: one whose first argument is a tensor, given by its place.
+    """
 
     @functools.wraps(function)
-    def plain(first: Tensor, *args: _Rest.args, **kwargs: _Rest.kwargs) -> _Result:
+    def plain(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        first: Any = args[0]
         if not torch.is_autocast_enabled(first.device.type):
-            return function(first, *args, **kwargs)
+            return function(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
-            return function(first, *args, **kwargs)
+            return function(*args, **kwargs)
 
     return plain
 

@@ -27,7 +27,7 @@ def open_board(directory: Path, history: Iterable[Step]) -> Any:
         ) from error
     for old in directory.glob("events.out.tfevents.*"):
         old.unlink()
-    writer: Any = SummaryWriter(str(directory))  # type: ignore[no-untyped-call]
+    writer: Any = SummaryWriter(str(directory))
     for step in history:
         write_step(writer, step)
     return writer

@@ -75,11 +75,11 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
                 number, key = name.removeprefix(prefix).split(".")
                 state.setdefault(int(number), {})[key] = value
         owners = [parameter for each in optimizer.param_groups for parameter in each["params"]]
-        for number, values in state.items():
+        for place, values in state.items():
             for key, value in values.items():
                 # Counts of steps are no parts of a parameter.
-                if value.shape == owners[number].shape:
-                    values[key] = split_like(value, owners[number])
+                if value.shape == owners[place].shape:
+                    values[key] = split_like(value, owners[place])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
