@@ -7,18 +7,21 @@
 
 #![expect(unsafe_code, reason = "the read that sets the ceiling uses wide vectors as the kernels do")]
 #![expect(clippy::print_stdout, reason = "a benchmark reports")]
+#![expect(clippy::expect_used, reason = "a benchmark that can't run ends")]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use stratakv_core::attend::{BatchShape, Inline, Pages, Parallel, Plan, Pool, Tile, attend_batch};
+use stratakv_core::attend::{Inline, Parallel, Pool};
+use stratakv_core::cache::{CacheConfig, Extent, KvCache, Mask, ReadRows, WriteRows};
 use stratakv_core::dtype::DType;
 use stratakv_core::simd::SimdLevel;
+use stratakv_core::store::{Store, StoreConfig};
 
 const PAGE_TOKENS: usize = 64;
 const KV_HEADS: usize = 2;
-const GROUP_MAX: usize = 8;
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -34,106 +37,162 @@ impl Case {
         format!("{dtype}/D{dim}/group{group}/{}K", tokens >> 10)
     }
 
-    fn slice_bytes(&self) -> usize {
-        PAGE_TOKENS * 2 * self.dim * self.dtype.size()
-    }
-
-    fn shape(&self) -> BatchShape {
-        BatchShape { sequences: 1, kv_heads: KV_HEADS, rows: self.group, dk: self.dim, dv: self.dim }
+    /// Bytes of keys and values.
+    fn bytes(&self) -> usize {
+        self.tokens * KV_HEADS * 2 * self.dim * self.dtype.size()
     }
 }
 
-/// Pages one after the other, each holding its heads' slices.
+/// A (1, H, T, D) tensor.
+struct Tensor {
+    extent: Extent,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn new(heads: usize, tokens: usize, dim: usize, dtype: DType) -> Self {
+        let extent = Extent { batch: 1, heads, tokens, dim, dtype };
+        Self { extent, bytes: vec![0; heads * tokens * extent.row_bytes()] }
+    }
+
+    /// A few thousand different values do: what is measured does not depend on them.
+    fn filled(mut self, scale: f32, seed: u64) -> Self {
+        let mut state = seed;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0) * scale
+        };
+        let dtype = self.extent.dtype;
+        let mut pattern = vec![0; 4093 * dtype.size()];
+        for index in 0..4093 {
+            dtype.write(&mut pattern, index, random());
+        }
+        for part in self.bytes.chunks_mut(pattern.len()) {
+            part.copy_from_slice(&pattern[..part.len()]);
+        }
+        self
+    }
+
+    fn read(&self, head: usize, token: usize, d: usize) -> f64 {
+        let Extent { tokens, dim, dtype, .. } = self.extent;
+        f64::from(dtype.read(&self.bytes, (head * tokens + token) * dim + d))
+    }
+
+    fn start(&self, head: usize, token: usize) -> usize {
+        (head * self.extent.tokens + token) * self.extent.row_bytes()
+    }
+}
+
+impl ReadRows for Tensor {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
+    fn read(&self, _: usize, head: usize, token: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.bytes[self.start(head, token)..][..into.len()]);
+    }
+}
+
+impl WriteRows for Tensor {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
+    fn write(&mut self, _: usize, head: usize, token: usize, from: &[u8]) {
+        let start = self.start(head, token);
+        self.bytes[start..start + from.len()].copy_from_slice(from);
+    }
+}
+
+/// A cache of one layer with a context in RAM.
 struct Context {
     case: Case,
-    bytes: Vec<u8>,
-    q: Vec<f32>,
+    cache: KvCache,
+    keys: Tensor,
+    values: Tensor,
+    query: Tensor,
+    out: Tensor,
 }
 
 impl Context {
     fn new(case: Case) -> Self {
-        let mut seed = 7_u64;
-        let mut random = move || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((seed >> 40) as f32 / (1_u64 << 23) as f32 - 1.0) * 1.7
+        let Case { dtype, dim, tokens, .. } = case;
+        let ram = case.bytes() as u64 * 9 / 8 + (16 << 20);
+        let store = Store::open(&StoreConfig::in_memory(ram)).expect("a store in RAM");
+        let config = CacheConfig {
+            num_layers: 1,
+            page_tokens: PAGE_TOKENS,
+            identity: None,
+            settings: BTreeMap::new(),
+            rotary: None,
+            planes: false,
         };
-        // A few thousand different values do: what is measured does not depend on them.
-        let mut pattern = vec![0; 4093 * case.dtype.size()];
-        for index in 0..4093 {
-            case.dtype.write(&mut pattern, index, random());
-        }
-        let len = case.tokens / PAGE_TOKENS * KV_HEADS * case.slice_bytes();
-        let mut bytes = Vec::with_capacity(len + pattern.len());
-        while bytes.len() < len {
-            bytes.extend_from_slice(&pattern);
-        }
-        bytes.truncate(len);
-        let q = (0..KV_HEADS * case.group * case.dim).map(|_| random() / (case.dim as f32).sqrt()).collect();
-        Self { case, bytes, q }
+        let mut cache = KvCache::new(store, config).expect("a cache");
+        let keys = Tensor::new(KV_HEADS, tokens, dim, dtype).filled(1.7, 7);
+        let values = Tensor::new(KV_HEADS, tokens, dim, dtype).filled(1.7, 11);
+        cache.append(0, &keys, &values).expect("room for the context");
+        let mut context = Self {
+            case,
+            cache,
+            keys,
+            values,
+            query: Tensor::new(0, 1, dim, DType::F32),
+            out: Tensor::new(0, 1, dim, DType::F32),
+        };
+        context.set_group(case.group);
+        context
     }
 
-    fn step(&self, plan: &Plan, parallel: &dyn Parallel, scratch: &mut Vec<f32>, out: &mut [u8]) {
-        let q = &self.q[..KV_HEADS * self.case.group * self.case.dim];
-        attend_batch(plan, &self.case.shape(), q, self, parallel, scratch, out, DType::F32);
+    /// Query heads per KV head.
+    fn set_group(&mut self, group: usize) {
+        self.case.group = group;
+        let new = || Tensor::new(KV_HEADS * group, 1, self.case.dim, DType::F32);
+        (self.query, self.out) = (new().filled(1.7, 13), new());
     }
 
-    fn plan(&self, threads: usize) -> Plan {
-        Plan::new(&[self.case.tokens / PAGE_TOKENS], KV_HEADS, threads)
+    fn scale(&self) -> f32 {
+        1.0 / (self.case.dim as f32).sqrt()
     }
 
-    fn out(&self) -> Vec<u8> {
-        vec![0; KV_HEADS * self.case.group * self.case.dim * 4]
+    /// Attention of one token, as a decode step calls it.
+    fn step(&mut self, parallel: &dyn Parallel) {
+        let scale = self.scale();
+        let Self { cache, query, out, .. } = self;
+        cache.attend(0, query, out, scale, &Mask::default(), parallel).expect("all pages are in RAM");
     }
 
-    /// Adds all bytes up as integers, each thread a few runs of its own.
+    /// Adds as many bytes up as integers, each thread a few runs of its own.
     fn read(&self, parallel: &dyn Parallel) {
         let parts = parallel.threads() * 4;
-        let part_len = self.bytes.len() / parts;
+        let part_len = self.keys.bytes.len() * 2 / parts;
         parallel.run(parts, &|part| {
-            black_box(add_up(&self.bytes[part * part_len..(part + 1) * part_len]));
+            let (from, part) =
+                if part < parts / 2 { (&self.keys, part) } else { (&self.values, part - parts / 2) };
+            black_box(add_up(&from.bytes[part * part_len..(part + 1) * part_len]));
         });
     }
 
-    fn assert_correct(&self) {
-        let Case { dtype, dim, group, tokens } = self.case;
-        let mut out = self.out();
-        self.step(&self.plan(2), &Inline, &mut Vec::new(), &mut out);
-        for pair in 0..KV_HEADS * group {
-            let q = &self.q[pair * dim..(pair + 1) * dim];
+    fn assert_correct(&mut self) {
+        let Case { dim, group, tokens, .. } = self.case;
+        let scale = f64::from(self.scale());
+        self.step(&Inline);
+        for head in 0..KV_HEADS * group {
             let (mut sum, mut acc) = (0.0_f64, vec![(0.0_f64, 0.0_f64); dim]);
             for token in 0..tokens {
-                let tile = self.tile(0, pair / group, token / PAGE_TOKENS);
-                let first = token % PAGE_TOKENS * dim;
                 let score: f64 = (0..dim)
-                    .map(|d| f64::from(q[d]) * f64::from(dtype.read(tile.keys.bytes, first + d)))
+                    .map(|d| self.query.read(head, 0, d) * self.keys.read(head / group, token, d))
                     .sum();
-                let weight = score.exp();
+                let weight = (score * scale).exp();
                 sum += weight;
-                for (d, (value, scale)) in acc.iter_mut().enumerate() {
-                    let term = weight * f64::from(dtype.read(tile.values.bytes, first + d));
+                for (d, (value, size)) in acc.iter_mut().enumerate() {
+                    let term = weight * self.values.read(head / group, token, d);
                     *value += term;
-                    *scale += term.abs();
+                    *size += term.abs();
                 }
             }
-            for (d, (value, scale)) in acc.iter().enumerate() {
-                let error = (f64::from(DType::F32.read(&out, pair * dim + d)) - value / sum).abs();
-                assert!(
-                    error <= 2e-6 * scale / sum,
-                    "{}: off by {error} of {}",
-                    self.case.name(),
-                    scale / sum
-                );
+            for (d, (value, size)) in acc.iter().enumerate() {
+                let error = (self.out.read(head, 0, d) - value / sum).abs();
+                assert!(error <= 2e-6 * size / sum, "{}: off by {error} of {}", self.case.name(), size / sum);
             }
         }
-    }
-}
-
-impl Pages for Context {
-    fn tile(&self, _: usize, head: usize, page: usize) -> Tile<'_> {
-        let Case { dtype, dim, .. } = self.case;
-        let len = self.case.slice_bytes();
-        let slice = &self.bytes[(page * KV_HEADS + head) * len..][..len];
-        Tile::of_page(slice, PAGE_TOKENS, PAGE_TOKENS, dim, dim, dtype)
     }
 }
 
@@ -172,22 +231,23 @@ fn add_up_plainly(bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |total, sum| total.wrapping_add(*sum))
 }
 
-/// Median seconds of two bodies that take turns, so that both see the same machine.
-fn measure(mut first: impl FnMut(), mut second: impl FnMut()) -> (f64, f64) {
-    let (mut firsts, mut seconds) = (Vec::new(), Vec::new());
+/// Median seconds of a step and of a read, which take turns, so that both see the same machine.
+fn measure(context: &mut Context, pool: &dyn Parallel) -> (f64, f64) {
+    let (mut steps, mut reads) = (Vec::new(), Vec::new());
     let begin = Instant::now();
-    while firsts.len() < 7 || (begin.elapsed() < Duration::from_millis(150) && firsts.len() < 500) {
-        for (body, times) in [(&mut first as &mut dyn FnMut(), &mut firsts), (&mut second, &mut seconds)] {
-            let start = Instant::now();
-            body();
-            times.push(start.elapsed().as_secs_f64());
-        }
+    while steps.len() < 7 || (begin.elapsed() < Duration::from_millis(150) && steps.len() < 500) {
+        let start = Instant::now();
+        context.step(pool);
+        steps.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        context.read(pool);
+        reads.push(start.elapsed().as_secs_f64());
     }
-    let median = |times: &mut Vec<f64>| {
+    let median = |mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    (median(&mut firsts), median(&mut seconds))
+    (median(steps), median(reads))
 }
 
 fn table(pools: &[&dyn Parallel]) {
@@ -198,18 +258,13 @@ fn table(pools: &[&dyn Parallel]) {
     );
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         for dim in [64, 128] {
-            for tokens in [8 << 10, 128 << 10] {
-                let mut context = Context::new(Case { dtype, dim, group: GROUP_MAX, tokens });
-                for group in [1, 3, 4, GROUP_MAX] {
-                    context.case.group = group;
-                    let (mut scratch, mut out) = (Vec::new(), context.out());
+            for tokens in [1 << 10, 8 << 10, 128 << 10] {
+                let mut context = Context::new(Case { dtype, dim, group: 1, tokens });
+                for group in [1, 3, 4, 8] {
+                    context.set_group(group);
                     for pool in pools {
-                        let plan = context.plan(pool.threads());
-                        let (step, read) = measure(
-                            || context.step(&plan, *pool, &mut scratch, &mut out),
-                            || context.read(*pool),
-                        );
-                        let bytes = context.bytes.len() as f64;
+                        let (step, read) = measure(&mut context, *pool);
+                        let bytes = context.case.bytes() as f64;
                         println!(
                             "{:30} {:>7} {:>7.3} ms {:>8.1} {:>10.1} {:>5.0}%",
                             context.case.name(),
@@ -230,16 +285,13 @@ fn table(pools: &[&dyn Parallel]) {
 /// and with one query row per KV head.
 fn figure(pool: &dyn Parallel) {
     let mut context = Context::new(Case { dtype: DType::Bf16, dim: 64, group: 3, tokens: 128 << 10 });
-    let bytes = context.bytes.len() as f64;
+    let bytes = context.case.bytes() as f64;
     let mut ratios = [Vec::new(), Vec::new()];
     let (mut read_rate, mut rate) = (0.0, 0.0);
     for _ in 0..5 {
         for (group, ratios) in [3, 1].into_iter().zip(&mut ratios) {
-            context.case.group = group;
-            let (mut scratch, mut out) = (Vec::new(), context.out());
-            let plan = context.plan(pool.threads());
-            let (step, read) =
-                measure(|| context.step(&plan, pool, &mut scratch, &mut out), || context.read(pool));
+            context.set_group(group);
+            let (step, read) = measure(&mut context, pool);
             ratios.push(read / step);
             if group == 3 {
                 (rate, read_rate) = (bytes / step / 1e9, bytes / read / 1e9);
@@ -258,12 +310,10 @@ fn watch(criterion: &mut Criterion, pool: &dyn Parallel) {
     group.sample_size(20).measurement_time(Duration::from_secs(2));
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         for rows in [1, 4] {
-            let context = Context::new(Case { dtype, dim: 128, group: rows, tokens: 8 << 10 });
-            let (mut scratch, mut out) = (Vec::new(), context.out());
-            let plan = context.plan(pool.threads());
-            group.throughput(Throughput::Bytes(context.bytes.len() as u64));
+            let mut context = Context::new(Case { dtype, dim: 128, group: rows, tokens: 8 << 10 });
+            group.throughput(Throughput::Bytes(context.case.bytes() as u64));
             group.bench_function(BenchmarkId::new(context.case.name(), pool.threads()), |bencher| {
-                bencher.iter(|| context.step(&plan, pool, &mut scratch, &mut out));
+                bencher.iter(|| context.step(pool));
             });
         }
     }

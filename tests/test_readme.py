@@ -8,7 +8,8 @@ import pytest
 import torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET, MEMORY_SNIPPET = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPET, SPARSE_SNIPPET, FP8_SNIPPET, NN_SNIPPET, MEMORY_SNIPPET = SNIPPETS
 
 
 def tiny_llama():
@@ -93,6 +94,19 @@ def test_what_the_readme_names_exists():
     for pair in named:
         name = next(filter(None, pair))
         assert (root / name).exists(), name
+
+
+def test_the_hyper_connections_snippet_runs(capsys):
+    exec(compile(NN_SNIPPET, "README.md", "exec"), {"input_ids": torch.randint(512, (2, 16))})
+    assert capsys.readouterr().out.count("connection") == 9
+
+
+def test_the_snippet_of_the_hyper_connections_page_runs():
+    page = (Path(__file__).parents[1] / "docs" / "mhc.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    names = {"embedded": torch.randn(2, 3, 512), "branches": [torch.tanh] * 16}
+    exec(compile(snippet, "mhc.md", "exec"), names)
+    assert names["h"].shape == (2, 3, 512)
 
 
 def test_the_memory_snippet_runs(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stratakv import fp8 as fp8
+    from stratakv import nn as nn
     from stratakv._native import __version__ as __version__
     from stratakv.cache.selection import Selection as Selection
     from stratakv.cache.store import Store as Store
@@ -34,9 +35,9 @@ _HOMES = {
 }
 
 # Sub-packages that are names of their own, as in `stratakv.fp8.convert(model)`.
-_PACKAGES = frozenset({"fp8"})
+_PACKAGES = frozenset({"fp8", "nn"})
 
-__all__ = ["Engram", "Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8"]
+__all__ = ["Engram", "Selection", "Store", "StrataError", "TieredCache", "__version__", "attach", "fp8", "nn"]
 
 
 def __getattr__(name: str) -> Any:

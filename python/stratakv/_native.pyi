@@ -353,3 +353,64 @@ def decode_rows(scales: Any, codes: Any, out: Any) -> None:
 
 def restore_rows(dtype: str, scales: Any, codes: Any, residual: Any, out: Any) -> None:
     """Writes rows of `dtype` ("float32", "bfloat16", "float16") from both planes into `out` (N, D)."""
+
+def streams_supported(streams: int, width: int) -> bool:
+    """Whether this machine has kernels for hyper-connections of so many streams of that width."""
+
+def streams_read(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    scale: Any,
+    *,
+    sinkhorn_iters: int,
+    norm_eps: float,
+    eps: float,
+    input: Any,
+    post: Any,
+    comb: Any,
+    numbers: Any,
+    inverse_rms: Any,
+) -> None:
+    """Reads the streams `x` (N, S, C) of a hyper-connection; `stratakv.nn.mappings` says what that is.
+
+    With M = (2 + S) S: `weight` is (M, S * C), `bias` (M), `scale` (3), all float32. Written: `input` (N, C)
+    of x's dtype and, in float32, `post` (N, S), `comb` (N, S, S), `numbers` (N, M), the projections before
+    scale and bias, and `inverse_rms` (N). All contiguous.
+    """
+
+def streams_write(x: Any, y: Any, post: Any, comb: Any, out: Any) -> None:
+    """Writes `comb^T x` plus `post` times the branch's output `y` (N, C) into `out` (N, S, C)."""
+
+def streams_write_backward(y: Any, post: Any, arriving: Any, to_y: Any, to_post: Any) -> None:
+    """Writes the gradients of `y` (N, C) and `post` (N, S), given that of `streams_write`'s output.
+
+    The gradient of the mixed streams, `comb^T x`, is `arriving` (N, S, C) itself.
+    """
+
+def streams_read_backward(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    scale: Any,
+    *,
+    sinkhorn_iters: int,
+    norm_eps: float,
+    eps: float,
+    numbers: Any,
+    inverse_rms: Any,
+    input_grad: Any,
+    mixed_grad: Any,
+    pre_grad: Any | None,
+    post_grad: Any,
+    comb_grad: Any | None,
+    to_x: Any,
+    to_weight: Any,
+    to_bias: Any,
+    to_scale: Any,
+) -> None:
+    """Writes the gradients of `streams_read`'s arguments, given those of what it wrote.
+
+    `mixed_grad` (N, S, C) is that of the mixed streams, which takes the place of the gradients that
+    `streams_write` has for `x` and `comb`.
+    """

@@ -107,6 +107,11 @@ def test_ask_writes_the_answer_alone_to_stdout(run, tiny_model, document, tmp_pa
     assert err == ""
 
 
+def test_a_text_of_one_word_is_no_trouble(ask, document):
+    document.write_text("Nothing.")
+    assert ask("what?")["tokens"]["answer"] > 0
+
+
 def test_ask_reads_standard_input_and_shows_progress_when_asked(run, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Some text from a pipe. " * 30))
     code, _, err = run(

@@ -39,12 +39,11 @@ def test_only_hf_imports_transformers(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_points_back(path):
-    """cli -> hf -> attention -> cache -> _native."""
-    order = ["cache", "attention", "hf", "cli"]
-    if _room(path) not in order:
-        return
-    above = order[order.index(_room(path)) + 1 :]
-    assert not [name for name in above if _uses(path, f"stratakv.{name}")]
+    """cli -> hf -> attention -> cache -> _native; hf -> nn; cli -> train -> nn."""
+    for order in (["cache", "attention", "hf", "cli"], ["nn", "hf", "cli"], ["nn", "train", "cli"]):
+        if _room(path) in order:
+            above = order[order.index(_room(path)) + 1 :]
+            assert not [name for name in above if _uses(path, f"stratakv.{name}")]
 
 
 def test_import_is_light():

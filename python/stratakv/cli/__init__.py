@@ -29,6 +29,7 @@ COMMANDS = {
     "chat": "talk to a model; the session is kept after every turn",
     "sessions": "list, show, fork, remove, verify and collect stored sessions",
     "memory": "remember, recall, forget, export and serve what lasts between sessions",
+    "train": "train a language model with hyper-connections on text files",
     "eval": "how well a model finds and follows what stands in texts of any length (RULER's tasks)",
     "bench": "decode speed beside transformers' own cache, on this machine",
     "doctor": "what this machine has, and how fast its memory and disk are",

@@ -190,7 +190,15 @@ def _ask_where_it_looks(cache: TieredCache, tokens: int) -> None:
     """Short texts are read whole, and looked at block by block all the same: their answers have sources."""
     selection = cache.selection
     if selection is not None and selection.reads_all_of(tokens):
-        cache.select(replace(selection, budget=2 * tokens, dense_below=0, unread=1.0, critical_fraction=1.0))
+        cache.select(
+            replace(
+                selection,
+                budget=max(selection.budget, 2 * tokens),
+                dense_below=0,
+                unread=1.0,
+                critical_fraction=1.0,
+            )
+        )
 
 
 def _explain(args: argparse.Namespace, trace: Trace | None, pieces: list[str], out: Output) -> None:

@@ -12,5 +12,14 @@ except ImportError as error:
 from stratakv.hf.attachment import Attachment, attach
 from stratakv.hf.attention import UnsupportedModelError
 from stratakv.hf.cache import TieredCache
+from stratakv.hf.strata_lm import StrataConfig, StrataForCausalLM, StrataModel
 
-__all__ = ["Attachment", "TieredCache", "UnsupportedModelError", "attach"]
+__all__ = [
+    "Attachment",
+    "StrataConfig",
+    "StrataForCausalLM",
+    "StrataModel",
+    "TieredCache",
+    "UnsupportedModelError",
+    "attach",
+]

@@ -21,6 +21,7 @@ pub mod score;
 pub mod session;
 pub mod simd;
 pub mod store;
+pub mod streams;
 pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -2,6 +2,7 @@
 //! that are derived from it. Where a head allows it, checksums are put right, or everything would
 //! end there.
 #![no_main]
+#![expect(clippy::expect_used, reason = "a target that fails says so by panicking")]
 
 use std::sync::Arc;
 

@@ -89,6 +89,19 @@ impl Dense {
         &self.shape
     }
 
+    /// A tensor of float32 of this shape.
+    pub(crate) fn floats(name: &'static str, tensor: &Bound<'_, PyAny>, shape: &[usize]) -> PyResult<Self> {
+        let (this, dtype) = Self::elements(name, tensor)?;
+        if dtype != DType::F32 {
+            return Err(PyValueError::new_err(format!("{name} is {dtype}, expected float32")));
+        }
+        if this.address % align_of::<f32>() != 0 {
+            return Err(PyValueError::new_err(format!("{name} is not aligned to its elements")));
+        }
+        this.expect_shape(shape)?;
+        Ok(this)
+    }
+
     /// The shape as (N, D).
     pub(crate) fn rows(&self) -> PyResult<(usize, usize)> {
         match self.shape[..] {
@@ -126,6 +139,28 @@ impl Dense {
         }
         // SAFETY: a contiguous tensor's elements are `len_bytes` from its address on.
         unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(self.address), self.len_bytes) }
+    }
+
+    /// The elements of a tensor that [`Dense::floats`] made.
+    pub(crate) fn as_floats(&self) -> &[f32] {
+        assert!(self.address.is_multiple_of(align_of::<f32>()), "{} was made by floats()", self.name);
+        let bytes = self.as_slice();
+        if bytes.is_empty() {
+            return &[];
+        }
+        // SAFETY: aligned, and any four bytes are a float32.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>()) }
+    }
+
+    /// [`Dense::as_floats`], under the condition of [`Dense::as_mut_slice`].
+    pub(crate) fn as_mut_floats(&mut self) -> &mut [f32] {
+        assert!(self.address.is_multiple_of(align_of::<f32>()), "{} was made by floats()", self.name);
+        let bytes = self.as_mut_slice();
+        if bytes.is_empty() {
+            return &mut [];
+        }
+        // SAFETY: as in `as_floats`, for as long as the borrow of the bytes.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<f32>()) }
     }
 
     /// Only for a tensor that shares no memory with another in use: see `expect_apart`.

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use stratakv_core::Result;
 use stratakv_core::memory::{
-    self, Draft, EngramConfig, FOREVER, Memory, Names, Query, Retention, Scope, Weights, When,
+    self, Draft, EngramConfig, FOREVER, Memory, Names, Query, Retention, Scope, Signals, Weights, When,
 };
 
 use crate::enter::enter;

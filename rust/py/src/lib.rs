@@ -12,6 +12,7 @@ mod enter;
 mod error;
 mod kv_cache;
 mod store;
+mod streams;
 mod threads;
 
 use pyo3::prelude::*;
@@ -32,6 +33,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engram::Engram>()?;
     error::register(module)?;
     codec::register(module)?;
+    streams::register(module)?;
     module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::simd_level, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::doctor, module)?)?;

@@ -2,9 +2,8 @@
 //!
 //! What it is: [`attend_tile`] folds one slice of a page of one KV head, elements or
 //! planes, into a [`Running`] softmax; [`Running::merge`] joins states that were computed apart;
-//! [`Running::finish`] divides. [`Plan`] cuts a batch into near-equal shares and
-//! [`attend_batch`] runs them on a [`Parallel`]. What it is not: it selects nothing,
-//! rotates nothing, and knows no store.
+//! [`Running::finish`] divides. A [`Parallel`] is what a caller shares its tiles among.
+//! What it is not: it selects nothing, rotates nothing, and knows no store.
 //!
 //! Letters: R query rows that share a KV head (query group times query tokens), T tokens
 //! of a tile, Dk and Dv head dims of keys and values. All matrices are row-major.
@@ -18,23 +17,19 @@
 //! FlashAttention (arXiv:2205.14135); splits over the context and their merge,
 //! Flash-Decoding (Dao, Haziza, Massa, Sizov 2023).
 
-mod batch;
 mod kernel;
 #[cfg(target_os = "linux")]
 mod openmp;
 mod parallel;
-mod plan;
 mod pool;
 mod running;
 mod scalar;
 mod tile;
 mod walk;
 
-pub use batch::{BatchShape, Pages, attend_batch};
 #[cfg(target_os = "linux")]
 pub use openmp::OpenMp;
 pub use parallel::{Inline, Parallel};
-pub use plan::{Plan, Span};
 pub use pool::Pool;
 pub use running::{Mass, Running};
 pub use tile::{Bias, Kind, Rows, Tile};

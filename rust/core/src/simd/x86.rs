@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, __m512, __m512i, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_NO_EXC,
-    _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_epi16, _mm_add_ps, _mm_add_ss, _mm_and_si128,
+    _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_add_epi16, _mm_add_ps, _mm_add_ss, _mm_and_si128,
     _mm_cvtepi8_epi16, _mm_cvtsi32_si128, _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
     _mm_maddubs_epi16, _mm_max_ps, _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_mullo_epi16, _mm_or_si128,
     _mm_packus_epi16, _mm_packus_epi32, _mm_prefetch, _mm_set1_epi16, _mm_set1_epi32, _mm_setr_epi8,
@@ -97,7 +97,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        vector!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+        vector!(_mm_prefetch::<_MM_HINT_T1>(at.cast()));
     }
     #[inline(always)]
     unsafe fn load_f32(self, at: *const u8) -> __m512 {
@@ -268,7 +268,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        vector!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+        vector!(_mm_prefetch::<_MM_HINT_T1>(at.cast()));
     }
     #[inline(always)]
     unsafe fn load_f32(self, at: *const u8) -> __m256 {

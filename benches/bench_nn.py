@@ -1,0 +1,237 @@
+"""What hyper-connections cost in training, on the CPU, and what they do to a signal over depth."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+
+from benches.harness import NotMeasurableHereError, Result, figure
+
+# One training step of a small model: blocks as wide as those of a 100M model, rows of a usual length.
+BATCH, LENGTH = 2, 512
+SIZES = {
+    "vocab_size": 8192,
+    "hidden_size": 768,
+    "num_layers": 4,
+    "num_heads": 12,
+    "num_kv_heads": 4,
+    "max_positions": LENGTH,
+}
+NUM_ROUNDS = 15
+# The residual part alone: connections around a branch that costs nothing.
+DEPTH, STREAMS = 8, 4
+
+
+def move(parameters):
+    """Away from where they start, where much is zero."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+
+
+def model_of(**options):
+    """A model, its optimizer, and tokens; connections away from where they start."""
+    import torch
+
+    from stratakv.nn import StrataLM, TransformerConfig
+
+    torch.manual_seed(0)
+    model = StrataLM(TransformerConfig(**SIZES, **options))
+    move(
+        parameter
+        for name, parameter in model.named_parameters()
+        if "connection" in name or "stream_head" in name
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return model, optimizer, torch.randint(0, SIZES["vocab_size"], (BATCH, LENGTH))
+
+
+def step_seconds(model, optimizer, ids):
+    """One sample: loss, gradients, update."""
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    model.loss(ids).backward()
+    optimizer.step()
+    return time.perf_counter() - start
+
+
+def ours(num_tokens, dim):
+    """Our connections, one after the other, as a function of the streams."""
+    import torch
+
+    from stratakv.nn import HyperConnections
+
+    connections = torch.nn.ModuleList(
+        HyperConnections(dim, num_streams=STREAMS, layer_index=index) for index in range(DEPTH)
+    )
+    move(connections.parameters())
+
+    def run(x):
+        for connection in connections:
+            x = connection(x, torch.nn.Identity())
+        return x
+
+    return run, torch.randn(BATCH, num_tokens // BATCH, STREAMS, dim)
+
+
+def theirs(num_tokens, dim):
+    """The `hyper-connections` package's manifold-constrained ones."""
+    import torch
+
+    try:
+        from hyper_connections.mHCv2 import get_init_and_expand_reduce_stream_functions as make
+    except ImportError as error:
+        raise NotMeasurableHereError("the hyper-connections package is not installed") from error
+    init, _, _ = make(STREAMS, dim=dim, sinkhorn_iters=20)
+    connections = torch.nn.ModuleList(init(layer_index=index) for index in range(DEPTH))
+    move(connections.parameters())
+
+    def run(x):
+        for connection in connections:
+            branch_input, add = connection(x)
+            x = add(branch_input)
+        return x
+
+    return run, torch.randn(BATCH, num_tokens // BATCH, STREAMS, dim)
+
+
+def residual_seconds(run, x):
+    """One sample: forward and backward."""
+    leaf = x.clone().requires_grad_()
+    start = time.perf_counter()
+    run(leaf).sum().backward()
+    return time.perf_counter() - start
+
+
+def kept_bytes(run, x):
+    """What autograd keeps between the passes, shared memory once."""
+    import torch
+
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    leaf = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run(leaf)
+    del out
+    return sum(kept.values())
+
+
+def median_ms(seconds):
+    """Milliseconds, rounded."""
+    return round(1000 * statistics.median(seconds), 1)
+
+
+def rounds(first, second):
+    """Alternating samples of both, garbage collected before and not during."""
+    for one in (first, second):
+        one()
+        one()
+    gc.collect()
+    gc.disable()
+    try:
+        return [(first(), second()) for _ in range(NUM_ROUNDS)]
+    finally:
+        gc.enable()
+
+
+@figure(
+    "mhc_step_overhead_cpu",
+    "a training step with four mHC streams over one with the ordinary residual, hidden 768, 1024 tokens",
+    unit="of the ordinary step, more",
+    target=0.15,
+    at_most=True,
+    peer="the same model with x + F(x), alternating steps of AdamW",
+    limit="3 % of this model's operations, and passes over streams four times as wide as the residual",
+)
+def mhc_step_overhead_cpu() -> Result:
+    import torch
+
+    plain, mhc = model_of(num_streams=1, learnable_scale=False), model_of(num_streams=STREAMS)
+    pairs = rounds(lambda: step_seconds(*plain), lambda: step_seconds(*mhc))
+    return Result(
+        [ours / theirs - 1 for theirs, ours in pairs],
+        {
+            "threads": torch.get_num_threads(),
+            "plain_ms": median_ms(one for one, _ in pairs),
+            "mhc_ms": median_ms(other for _, other in pairs),
+        },
+    )
+
+
+@figure(
+    "mhc_vs_hyper_connections",
+    "the residual part of a training step: eight mHC connections, four streams, 1024 tokens of 768",
+    unit="times the package's speed",
+    target=2,
+    peer="hyper-connections from PyPI, its mHC with 20 Sinkhorn iterations, alternating passes",
+    limit="four passes over the streams forward, nine backward, at the speed of the memory",
+)
+def mhc_vs_hyper_connections() -> Result:
+    dim = SIZES["hidden_size"]
+    our, their = ours(BATCH * LENGTH, dim), theirs(BATCH * LENGTH, dim)
+    pairs = rounds(lambda: residual_seconds(*our), lambda: residual_seconds(*their))
+    return Result(
+        [theirs / ours for ours, theirs in pairs],
+        {
+            "ours_ms": median_ms(one for one, _ in pairs),
+            "package_ms": median_ms(other for _, other in pairs),
+        },
+    )
+
+
+@figure(
+    "mhc_memory_vs_hyper_connections",
+    "what autograd keeps for the same eight connections",
+    unit="of the package's bytes",
+    target=1,
+    at_most=True,
+    peer="hyper-connections from PyPI",
+    limit="the streams before each connection, and the branch's output",
+)
+def mhc_memory_vs_hyper_connections() -> Result:
+    dim = SIZES["hidden_size"]
+    our, their = kept_bytes(*ours(BATCH * LENGTH, dim)), kept_bytes(*theirs(BATCH * LENGTH, dim))
+    return Result([our / their], {"ours_mib": our >> 20, "package_mib": their >> 20})
+
+
+@figure(
+    "mhc_composite_gain_64",
+    "greatest composite gain over 64 connections, parameters far from their start",
+    unit="times",
+    target=2,
+    at_most=True,
+    peer="the unconstrained form with the same parameters, in the details",
+    limit="1: a doubly stochastic product",
+)
+def mhc_composite_gain_64() -> Result:
+    import torch
+
+    from stratakv.nn import HyperConnections, watch
+
+    def gain(mixing, seed):
+        torch.manual_seed(seed)
+        connections = torch.nn.ModuleList(
+            HyperConnections(64, num_streams=STREAMS, layer_index=index, mixing=mixing) for index in range(64)
+        )
+        with torch.no_grad():
+            for parameter in connections.parameters():
+                parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.5))
+            x = torch.randn(256, STREAMS, 64)
+            with watch(connections) as seen:
+                for connection in connections:
+                    x = connection(x / x.square().mean().sqrt(), torch.tanh)
+        return seen.gains().largest
+
+    seeds = range(5)
+    unconstrained = sorted(gain("unconstrained", seed) for seed in seeds)
+    return Result(
+        [gain("sinkhorn", seed) for seed in seeds], {"unconstrained": unconstrained[len(seeds) // 2]}
+    )

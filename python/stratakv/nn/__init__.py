@@ -1,0 +1,46 @@
+"""Modules to train with: manifold-constrained hyper-connections, and a language model built on them.
+
+Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `fused.py` the same by
+the engine's kernels, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable,
+`transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are looked up
+in. Measured: `docs/mhc.md`.
+"""
+
+from stratakv.nn.conditional_memory import ConditionalMemory, MemoryState
+from stratakv.nn.diagnostics import Gains, Watched, composite_gains, sum_errors, watch
+from stratakv.nn.hyper_connections import (
+    HyperConnections,
+    Reading,
+    SinglePassHyperConnections,
+    StreamHead,
+    expand_streams,
+)
+from stratakv.nn.mappings import Mappings
+from stratakv.nn.mixings import kronecker_product, permutation_mixture, sinkhorn
+from stratakv.nn.ngrams import NGramPlan, compress_vocabulary, ngram_hashes, plan_layers
+from stratakv.nn.transformer import StrataLM, TransformerConfig
+
+__all__ = [
+    "ConditionalMemory",
+    "Gains",
+    "HyperConnections",
+    "Mappings",
+    "MemoryState",
+    "NGramPlan",
+    "Reading",
+    "SinglePassHyperConnections",
+    "StrataLM",
+    "StreamHead",
+    "TransformerConfig",
+    "Watched",
+    "composite_gains",
+    "compress_vocabulary",
+    "expand_streams",
+    "kronecker_product",
+    "ngram_hashes",
+    "permutation_mixture",
+    "plan_layers",
+    "sinkhorn",
+    "sum_errors",
+    "watch",
+]

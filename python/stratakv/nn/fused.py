@@ -1,0 +1,171 @@
+"""Hyper-connections on the CPU by the engine's kernels: what `mappings.py` computes, in two passes.
+
+A connection is two functions of autograd, `_Read` and `_Write`. Each reads the streams from memory
+once per pass. Kept for the backward pass are the streams themselves, which the previous connection
+made anyway, and 24 numbers per token (S = 4); everything else is computed again there, as in section
+4.3 of the mHC paper.
+
+The trick between the two: the mixed streams, `comb^T x`, count as an output of `_Read`, though only
+`_Write` computes them, on its way, and nobody stores them. Their gradient is the one that reaches
+`_Write`, unchanged; `_Read` alone takes it back through the mixing matrix, together with all else
+that reaches the streams, and writes their gradient once. The tensor that stands for them in the
+graph is the streams themselves (`_Read`'s last output); it must not be used for anything else.
+
+N tokens (all leading dimensions), S streams, C width, M numbers per token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from stratakv import _native
+from stratakv.nn.mappings import Form, Mappings
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_supported(form: Form, dim: int) -> bool:
+    """Whether there are kernels for connections of this form and width on this machine."""
+    return form.mixing == "sinkhorn" and _native.streams_supported(form.num_streams, dim)
+
+
+def is_usable(x_SC: Tensor, *parameters: Tensor) -> bool:
+    """Whether these tensors can be handed to the kernels."""
+    return (
+        x_SC.device.type == "cpu"
+        and x_SC.dtype in DTYPES
+        and type(x_SC) in (Tensor, torch.nn.Parameter)
+        and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in parameters)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def read(
+    x_SC: Tensor, weight_MF: Tensor, bias_M: Tensor, scale_3: Tensor, form: Form
+) -> tuple[Tensor, Mappings, Tensor]:
+    """The branch's input, what to write with, and the streams as `write` needs them.
+
+    Args:
+        x_SC: (..., S, C).
+        weight_MF: (M, S * C) float32.
+        bias_M: (M,) float32.
+        scale_3: (3,) float32.
+        form: one that `is_supported`.
+    """
+    leading = x_SC.shape[:-2]
+    x_NSC = x_SC.reshape(leading.numel(), *x_SC.shape[-2:])
+    outputs = _Read.apply(x_NSC, weight_MF, bias_M, scale_3, form)
+    input_NC, pre_NS, post_NS, comb_NSS, mixed_NSC = cast("tuple[Tensor, ...]", outputs)
+    mappings = Mappings(*(part.reshape(*leading, *part.shape[1:]) for part in (pre_NS, post_NS, comb_NSS)))
+    return input_NC.reshape(*leading, x_SC.shape[-1]), mappings, mixed_NSC
+
+
+def write(mixed_NSC: Tensor, y_C: Tensor, mappings: Mappings) -> Tensor:
+    """The streams after the branch, (..., S, C), from what `read` gave last."""
+    num_tokens, streams, dim = mixed_NSC.shape
+    y_NC = y_C.to(mixed_NSC.dtype).reshape(num_tokens, dim)
+    post_NS = mappings.post.reshape(num_tokens, streams)
+    comb_NSS = mappings.comb.reshape(num_tokens, streams, streams)
+    out = cast("Tensor", _Write.apply(mixed_NSC, y_NC, post_NS, comb_NSS))
+    return out.reshape(*y_C.shape[:-1], streams, dim)
+
+
+class _Read(torch.autograd.Function):
+    """Streams to branch input, pre, post, comb, and the mixed streams' stand-in."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  # autograd's form
+        ctx: Any, x_NSC: Tensor, weight_MF: Tensor, bias_M: Tensor, scale_3: Tensor, form: Form
+    ) -> tuple[Tensor, ...]:
+        x_NSC, weight_MF = x_NSC.contiguous(), weight_MF.contiguous()
+        num_tokens, streams, dim = x_NSC.shape
+        input_NC = x_NSC.new_empty(num_tokens, dim)
+        post_NS = weight_MF.new_empty(num_tokens, streams)
+        comb_NSS = weight_MF.new_empty(num_tokens, streams, streams)
+        numbers_NM = weight_MF.new_empty(num_tokens, bias_M.shape[0])
+        inverse_rms_N = weight_MF.new_empty(num_tokens)
+        _native.streams_read(
+            x_NSC,
+            weight_MF,
+            bias_M,
+            scale_3,
+            sinkhorn_iters=form.sinkhorn_iters,
+            norm_eps=form.norm_eps,
+            eps=form.eps,
+            input=input_NC,
+            post=post_NS,
+            comb=comb_NSS,
+            numbers=numbers_NM,
+            inverse_rms=inverse_rms_N,
+        )
+        pre_NS = torch.addcmul(bias_M[:streams], numbers_NM[:, :streams], scale_3[0]).sigmoid_() + form.eps
+        ctx.set_materialize_grads(False)
+        ctx.form = form
+        ctx.save_for_backward(x_NSC, weight_MF, bias_M, scale_3, numbers_NM, inverse_rms_N)
+        return input_NC, pre_NS, post_NS, comb_NSS, x_NSC.view_as(x_NSC)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # noqa: PLR0917  # autograd's form
+        ctx: Any,
+        input_grad_NC: Tensor | None,
+        pre_grad_NS: Tensor | None,
+        post_grad_NS: Tensor | None,
+        comb_grad_NSS: Tensor | None,
+        mixed_grad_NSC: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x_NSC, weight_MF, bias_M, scale_3, numbers_NM, inverse_rms_N = ctx.saved_tensors
+        num_tokens, streams, dim = x_NSC.shape
+        to_x, to_weight = torch.empty_like(x_NSC), torch.empty_like(weight_MF)
+        to_bias, to_scale = torch.empty_like(bias_M), torch.empty_like(scale_3)
+        _native.streams_read_backward(
+            x_NSC,
+            weight_MF,
+            bias_M,
+            scale_3,
+            sinkhorn_iters=ctx.form.sinkhorn_iters,
+            norm_eps=ctx.form.norm_eps,
+            eps=ctx.form.eps,
+            numbers=numbers_NM,
+            inverse_rms=inverse_rms_N,
+            input_grad=_dense(input_grad_NC, x_NSC, (num_tokens, dim)),
+            mixed_grad=_dense(mixed_grad_NSC, x_NSC, x_NSC.shape),
+            pre_grad=None if pre_grad_NS is None else pre_grad_NS.contiguous(),
+            post_grad=_dense(post_grad_NS, numbers_NM, (num_tokens, streams)),
+            comb_grad=None if comb_grad_NSS is None else comb_grad_NSS.contiguous(),
+            to_x=to_x,
+            to_weight=to_weight,
+            to_bias=to_bias,
+            to_scale=to_scale,
+        )
+        return to_x, to_weight, to_bias, to_scale, None
+
+
+class _Write(torch.autograd.Function):
+    """The mixed streams, plus each stream's share of the branch's output."""
+
+    @staticmethod
+    def forward(ctx: Any, mixed_NSC: Tensor, y_NC: Tensor, post_NS: Tensor, comb_NSS: Tensor) -> Tensor:
+        y_NC, post_NS, comb_NSS = y_NC.contiguous(), post_NS.contiguous(), comb_NSS.contiguous()
+        out_NSC = torch.empty_like(mixed_NSC)
+        _native.streams_write(mixed_NSC, y_NC, post_NS, comb_NSS, out_NSC)
+        ctx.save_for_backward(y_NC, post_NS)
+        return out_NSC
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_NSC: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        y_NC, post_NS = ctx.saved_tensors
+        grad_NSC = grad_NSC.contiguous()
+        to_y, to_post = torch.empty_like(y_NC), torch.empty_like(post_NS)
+        _native.streams_write_backward(y_NC, post_NS, grad_NSC, to_y, to_post)
+        return grad_NSC, to_y, to_post, None
+
+
+def _dense(grad: Tensor | None, like: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """A gradient as the kernels take it; zeros where none came."""
+    return like.new_zeros(shape) if grad is None else grad.contiguous()

@@ -1,0 +1,67 @@
+"""How a run trains, beside its model and its data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+OptimizerName = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run.
+
+    Attributes:
+        steps: updates.
+        batch: rows of one update.
+        length: tokens that a row predicts.
+        lr: greatest learning rate.
+        warmup: steps in which it rises from 0.
+        final_share: of the learning rate, at the end of its cosine.
+        weight_decay: of matrices; norms, embeddings and connections have none.
+        clip: greatest norm of the gradient; 0 never clips.
+        optimizer: "adamw" for all, or "muon" for the blocks' matrices and AdamW for the rest.
+        seed: of the initial values and of the batches.
+        eval_every: steps between losses on held-out text; 0 for none but the last.
+        eval_batches: batches of such a loss.
+        save_every: steps between checkpoints; 0 for the last only.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    steps: int = 1000
+    batch: int = 8
+    length: int = 256
+    lr: float = 1e-3
+    warmup: int = 50
+    final_share: float = 0.1
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    optimizer: OptimizerName = "adamw"
+    seed: int = 0
+    eval_every: int = 100
+    eval_batches: int = 8
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "length", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("warmup", "final_share", "weight_decay", "clip", "seed", "eval_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be positive")
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"optimizer must be one of {', '.join(get_args(OptimizerName))}")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of update `step`, counted from 0: a rise, then half a cosine."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = (1 + math.cos(math.pi * min(1.0, done))) / 2
+        return self.lr * (self.final_share + (1 - self.final_share) * cosine)

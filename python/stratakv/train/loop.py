@@ -1,0 +1,186 @@
+"""The loop of training: one batch, one update, a checkpoint now and then.
+
+B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stratakv.nn.transformer import StrataLM
+from stratakv.train import checkpoint
+from stratakv.train.config import TrainConfig
+from stratakv.train.optimizers import make_optimizers
+
+# Kept apart, at the end of the tokens, for losses that no update has seen.
+HELD_OUT_SHARE = 0.05
+EVAL_SEED = 1 << 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, for a log.
+
+    loss: nats per token of the batch before the update. grad_norm: before clipping. seconds: it took.
+    held_out: nats per token of held-out text after the update, where it was measured.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    held_out: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a log of JSON lines."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def draw_batch(tokens: Tensor, *, batch: int, length: int, seed: int, step: int) -> Tensor:
+    """(B, T + 1) rows at random places of a text; the same for the same seed and step.
+
+    Args:
+        tokens: (N,) ids.
+        batch: B.
+        length: T.
+        seed: of the run.
+        step: of the run.
+
+    Raises:
+        ValueError: a text of no more than T tokens.
+    """
+    places = len(tokens) - length
+    if places < 1:
+        raise ValueError(f"a text of {len(tokens)} tokens is too short for rows of {length + 1}")
+    starts = np.random.default_rng([seed, step]).integers(0, places, size=batch)
+    return torch.stack([tokens[start : start + length + 1] for start in starts.tolist()]).long()
+
+
+class Trainer:
+    """A model, its data and its optimizers, from one update to the next.
+
+    Args:
+        model: trained in place.
+        tokens: (N,) ids of all text; the last 5 % are held out.
+        config: the run.
+        path: the checkpoint's file; None keeps nothing.
+
+    Attributes:
+        step: updates done.
+        history: one `Step` per update, those before a resumption included.
+
+    Raises:
+        ValueError: a text too short for one row.
+    """
+
+    def __init__(
+        self, model: StrataLM, tokens: Tensor, config: TrainConfig, path: Path | None = None
+    ) -> None:
+        self.model, self.config, self.path = model, config, path
+        split = len(tokens) - max(int(len(tokens) * HELD_OUT_SHARE), config.length + 1)
+        if split <= config.length:
+            raise ValueError(
+                f"{len(tokens)} tokens are too few for rows of {config.length + 1}: give more text"
+            )
+        self.tokens, self.held_out = tokens[:split], tokens[split:]
+        self.optimizers = make_optimizers(model, config)
+        self.step = 0
+        self.history: list[Step] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all updates are done."""
+        return self.step >= self.config.steps
+
+    def advance(self) -> Step:
+        """One update."""
+        config, start = self.config, time.perf_counter()
+        lr = config.lr_at(self.step)
+        ids_BT = draw_batch(
+            self.tokens, batch=config.batch, length=config.length, seed=config.seed, step=self.step
+        )
+        self.model.train()
+        loss = self.model.loss(ids_BT)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        self.step += 1
+        is_due = self.is_done or (config.eval_every and self.step % config.eval_every == 0)
+        held_out = self.evaluate() if is_due else None
+        done = Step(self.step, float(loss.detach()), lr, float(norm), seconds, held_out)
+        self.history.append(done)
+        if self.path is not None and (
+            self.is_done or (config.save_every and self.step % config.save_every == 0)
+        ):
+            self.save()
+        return done
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Nats per token of held-out text, of the same rows every time."""
+        config = self.config
+        self.model.eval()
+        losses = [
+            self.model.loss(
+                draw_batch(
+                    self.held_out, batch=config.batch, length=config.length, seed=EVAL_SEED, step=number
+                )
+            )
+            for number in range(config.eval_batches)
+        ]
+        return float(torch.stack(losses).mean())
+
+    def save(self) -> None:
+        """Writes the checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the one before is still there.
+        """
+        assert self.path is not None
+        progress = {
+            "step": self.step,
+            "train": asdict(self.config),
+            "model": asdict(self.model.config),
+            "history": [step.as_dict() for step in self.history],
+        }
+        checkpoint.save(self.path, self.model, self.optimizers, progress)
+
+    def resume(self) -> bool:
+        """Goes on from the checkpoint, if there is one; whether there was.
+
+        Raises:
+            ValueError: it is of another model or run: only the number of steps and the intervals may differ.
+        """
+        if self.path is None or not self.path.exists():
+            return False
+        progress = checkpoint.read_progress(self.path)
+        if progress["model"] != asdict(self.model.config):
+            raise ValueError(
+                f"{self.path} is of another model, with other sizes: give those, or another directory"
+            )
+        saved = progress["train"]
+        free = {"steps", "eval_every", "eval_batches", "save_every"}
+        different = [
+            f"{name}={saved[name]} there, {value} here"
+            for name, value in asdict(self.config).items()
+            if name not in free and saved[name] != value
+        ]
+        if different:
+            raise ValueError(f"{self.path} is of another run: {'; '.join(different)}")
+        checkpoint.load(self.path, self.model, self.optimizers)
+        self.step = progress["step"]
+        self.history = [Step(**step) for step in progress["history"]]
+        return True

@@ -1,0 +1,177 @@
+"""Training: the loss falls, a run goes on as if it had not stopped, optimizers have what they should."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from stratakv.nn import StrataLM, TransformerConfig
+from stratakv.train import Muon, TrainConfig, Trainer, draw_batch, make_optimizers
+from stratakv.train.optimizers import orthogonalize
+from stratakv.train.plot import loss_plot
+
+SIZES = {"vocab_size": 32, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48}
+RUN = TrainConfig(steps=12, batch=4, length=24, lr=1e-2, warmup=3, eval_every=5, eval_batches=2, save_every=4)
+
+
+def text():
+    """Tokens with a rule: each is the one before, times 5 plus 3; now and then a random one."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = [1]
+    for jump in torch.rand(4000, generator=generator).tolist():
+        tokens.append(int(jump * 320) % 32 if jump < 0.1 else (tokens[-1] * 5 + 3) % 32)
+    return torch.tensor(tokens, dtype=torch.int32)
+
+
+def trainer_of(path=None, config=RUN, **sizes):
+    torch.manual_seed(config.seed)
+    return Trainer(StrataLM(TransformerConfig(**(SIZES | sizes))), text(), config, path)
+
+
+def finish(trainer):
+    while not trainer.is_done:
+        trainer.advance()
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_loss_falls(optimizer):
+    trainer = finish(trainer_of(config=dataclasses.replace(RUN, steps=60, optimizer=optimizer)))
+    first, last = trainer.history[0], trainer.history[-1]
+    assert abs(first.loss - 3.47) < 0.3  # log 32
+    assert last.held_out < 0.6 * first.loss
+    assert [step.step for step in trainer.history if step.held_out is not None] == [*range(5, 61, 5)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_goes_on_to_the_same_losses(tmp_path, optimizer):
+    config = dataclasses.replace(RUN, optimizer=optimizer)
+    whole = finish(trainer_of(config=config))
+    path = tmp_path / "checkpoint.safetensors"
+    stopped = trainer_of(path, config)
+    for _ in range(9):
+        stopped.advance()
+    # As after a crash: what was written after update 8 is all there is.
+    again = trainer_of(path, config)
+    assert again.resume()
+    assert again.step == 8
+    finish(again)
+    assert [step.loss for step in again.history] == [step.loss for step in whole.history]
+    assert again.history[-1].held_out == whole.history[-1].held_out
+    for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    trainer = trainer_of(path)
+    assert not trainer.resume()
+    trainer.save()
+    with pytest.raises(ValueError, match=r"lr=0\.01 there, 0\.5 here"):
+        trainer_of(path, dataclasses.replace(RUN, lr=0.5)).resume()
+    with pytest.raises(ValueError, match="another model"):
+        trainer_of(path, num_layers=3).resume()
+    longer = trainer_of(path, dataclasses.replace(RUN, steps=20))
+    assert longer.resume()
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        trainer_of(path).resume()
+
+
+def test_a_failed_write_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    trainer = trainer_of(path)
+    trainer.save()
+    before = path.read_bytes()
+    trainer.advance()
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr("stratakv.train.checkpoint.save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        trainer.save()
+    assert path.read_bytes() == before
+
+
+def test_schedule():
+    config = TrainConfig(steps=100, warmup=10, lr=2.0, final_share=0.1)
+    rates = [config.lr_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == pytest.approx(2.0)
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert config.lr_at(100) == pytest.approx(0.2)
+
+
+def test_clipping():
+    trainer = trainer_of(config=dataclasses.replace(RUN, clip=1e-3))
+    seen = []
+    trainer.optimizers[0].register_step_pre_hook(
+        lambda *_: seen.append(torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm())
+    )
+    assert trainer.advance().grad_norm > 1e-2
+    assert float(seen[0]) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_updated_once(optimizer):
+    model = StrataLM(TransformerConfig(**SIZES))
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.3))
+    decay = {p: g["weight_decay"] for o in optimizers for g in o.param_groups for p in g["params"]}
+    total = sum(len(g["params"]) for o in optimizers for g in o.param_groups)
+    assert total == len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        is_matrix = "proj" in name
+        assert decay[parameter] == (0.3 if is_matrix else 0.0), name
+
+
+def test_orthogonalize():
+    for shape in [(8, 8), (4, 16), (16, 4)]:
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert values.max() < 1.3
+        assert values.min() > 0.3
+    with pytest.raises(ValueError, match="matrices only"):
+        Muon([torch.zeros(3)], lr=1.0)
+
+
+def test_batches():
+    tokens = torch.arange(50, dtype=torch.int32)
+    batch = draw_batch(tokens, batch=64, length=9, seed=1, step=2)
+    assert batch.shape == (64, 10)
+    assert batch.dtype == torch.int64
+    assert (batch.diff(dim=-1) == 1).all()
+    assert {0, 49} <= set(draw_batch(tokens, batch=900, length=9, seed=1, step=2).flatten().tolist())
+    assert torch.equal(batch, draw_batch(tokens, batch=64, length=9, seed=1, step=2))
+    assert not torch.equal(batch, draw_batch(tokens, batch=64, length=9, seed=1, step=3))
+    with pytest.raises(ValueError, match="too short"):
+        draw_batch(tokens, batch=1, length=50, seed=0, step=0)
+    with pytest.raises(ValueError, match="give more text"):
+        Trainer(StrataLM(TransformerConfig(**SIZES)), tokens[:40], RUN)
+
+
+def test_what_is_refused():
+    for options, message in [
+        ({"steps": 0}, "steps=0"),
+        ({"lr": 0.0}, "lr=0"),
+        ({"optimizer": "sgd"}, "adamw"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**options)
+    with pytest.raises(ValueError, match="at least one point"):
+        loss_plot({})
+
+
+def test_plot_is_well_formed():
+    from xml.etree import ElementTree
+
+    root = ElementTree.fromstring(loss_plot({"a < b": [(1, 3.0), (2, 2.5)], "c": [(2, 2.0)]}, "Loss & more"))
+    assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    assert "a < b" in "".join(root.itertext())
+    ElementTree.fromstring(loss_plot({"one": [(1, 1.0)]}))
