@@ -182,7 +182,7 @@ def recall_ms(count: int) -> Result:
         embedder = Vectors()
         with Engram.open(scratch, embedder=embedder, durable=False) as memory:
             fill(memory, count)
-            memory.optimize()
+            memory.optimize(user="ana")
             samples = []
             for number in range(SPREAD + 10):
                 query = text_of(10_000_000 + 7919 * number)
