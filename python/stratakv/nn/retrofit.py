@@ -65,7 +65,8 @@ def add_hyper_connections(
 
     The model computes what it did before, up to rounding, which is tested here on six tokens: two short
     forward passes. From there it can be trained; with `output_hidden_states` its inner layers give
-    (B, T, S, C).
+    (B, T, S, C). A causal model of text is loaded again by `AutoModelForCausalLM`, once `stratakv.hf` is
+    imported; a vision-language model can be converted and trained, but not loaded again.
 
     Args:
         model: a model whose decoder's layers are an attention and an MLP with norms before, after or around
