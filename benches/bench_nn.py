@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import time
+from pathlib import Path
 
 from benches.harness import NotMeasurableHereError, Result, figure
+from benches.texts import HANDBOOK
 
 # One training step of a small model: blocks as wide as those of a 100M model, rows of a usual length.
 BATCH, LENGTH = 2, 512
@@ -234,4 +237,45 @@ def mhc_composite_gain_64() -> Result:
     unconstrained = sorted(gain("unconstrained", seed) for seed in seeds)
     return Result(
         [gain("sinkhorn", seed) for seed in seeds], {"unconstrained": unconstrained[len(seeds) // 2]}
+    )
+
+
+COMPARISON = Path(__file__).parents[1] / "build" / "compare"
+
+
+@figure(
+    "mhc_steps_to_plain_loss",
+    "share of its steps after which mHC has the plain model's final held-out loss, three seeds",
+    unit="of the steps",
+    target=0.85,
+    at_most=True,
+    peer="the same model with x + F(x), widened to as many parameters, on the same batches",
+    limit="the learning rate falls over all steps, so that much of the loss comes at the end",
+)
+def mhc_steps_to_plain_loss() -> Result:
+    """`stratakv train compare` on a book; about 20 minutes, and a run that was stopped goes on."""
+    from benches.texts import prose
+    from stratakv.cli import main
+
+    if not HANDBOOK.is_dir():
+        raise NotMeasurableHereError("the book is not installed (apt-get install debian-handbook)")
+    COMPARISON.mkdir(parents=True, exist_ok=True)
+    book = COMPARISON / "book.txt"
+    book.write_text("\n\n".join(prose()))
+    out = COMPARISON / "runs"
+    code = main(["train", "compare", "--text", str(book), "--out", str(out), "--json"])
+    if code != 0:
+        raise SystemExit(f"stratakv train compare ended with {code}")
+    summary = json.loads((out / "compare.json").read_text())
+    shares = summary["variants"]["mhc"]["steps_to_plain_loss"]
+    return Result(
+        # Not reached counts as all steps and half as many again: the median of three stays a number.
+        [1.5 if share is None else share for share in shares],
+        {
+            "final_losses": {name: entry["final_loss"] for name, entry in summary["variants"].items()},
+            "shares": {name: entry["steps_to_plain_loss"] for name, entry in summary["variants"].items()},
+            "parameters": {name: entry["parameters"] for name, entry in summary["variants"].items()},
+            "stress": summary["stress"],
+            "steps": summary["steps"],
+        },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,21 @@ def token_ids(tokenizer: Any, count: int) -> list[int]:
     raise SystemExit(f"the standard library has {len(ids)} tokens, fewer than the {count} asked for")
 
 
-def prose_ids(tokenizer: Any, count: int) -> list[int]:
-    """The first `count` token ids of the Debian Administrator's Handbook, chapters by name."""
+def prose() -> Iterator[str]:
+    """The Debian Administrator's Handbook, chapters by name."""
     if not HANDBOOK.is_dir():
         raise SystemExit("this figure reads a book: install it (apt-get install debian-handbook)")
-    ids: list[int] = []
     for path in sorted(HANDBOOK.glob("*.html")):
         reader = _Paragraphs()
         reader.feed(path.read_text(encoding="utf-8"))
-        ids += tokenizer("\n\n".join(reader.paragraphs), add_special_tokens=False)["input_ids"]
+        yield "\n\n".join(reader.paragraphs)
+
+
+def prose_ids(tokenizer: Any, count: int) -> list[int]:
+    """The first `count` token ids of that book."""
+    ids: list[int] = []
+    for chapter in prose():
+        ids += tokenizer(chapter, add_special_tokens=False)["input_ids"]
         if len(ids) >= count:
             return ids[:count]
     raise SystemExit(f"the book has {len(ids)} tokens, fewer than the {count} asked for")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
+import shutil
 import signal
+import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,10 +68,168 @@ def test_a_file_of_options_and_flags_before_it(tmp_path, book, capsys):
     assert (config["num_streams"], config["learnable_scale"]) == (1, False)
 
 
+def test_only_the_owner_reads_a_run(tmp_path, book):
+    run = tmp_path / "deeper" / "run"
+    before = os.umask(0)
+    try:
+        arguments = ["train", "--text", str(book), "--out", str(run), *FLAGS, "--steps", "2", "--tensorboard"]
+        assert main(arguments) == 0
+        assert os.umask(0) == 0  # as it was
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
+    files = [path for path in run.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"checkpoint.safetensors", "log.jsonl", "loss.svg", "model.safetensors", "tokenizer.json"} <= names
+    assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files} == {
+        path.name: "0o600" for path in files
+    }
+
+
+def test_event_files_have_what_the_log_has(tmp_path, book):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    arguments = [
+        "train",
+        "--text",
+        str(book),
+        "--out",
+        str(run),
+        *FLAGS,
+        "--tensorboard",
+        "--eval-every",
+        "2",
+    ]
+    assert main([*arguments, "--steps", "3"]) == 0
+    assert main([*arguments, "--steps", "5"]) == 0
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    events = accumulators.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for tag, key in {"loss/batch": "loss", "lr": "lr", "loss/held_out": "held_out"}.items():
+        written = [(event.step, event.value) for event in events.Scalars(tag)]
+        expected = [(line["step"], line[key]) for line in log if key in line]
+        assert [step for step, _ in written] == [step for step, _ in expected]
+        assert [value for _, value in written] == pytest.approx([value for _, value in expected])
+
+
+def test_defaults_are_the_configs_own():
+    from stratakv.cli.train import DEFAULTS
+    from stratakv.train import TrainConfig
+
+    for name, value in dataclasses.asdict(TrainConfig()).items():
+        if name in DEFAULTS:
+            assert DEFAULTS[name] == value, name
+    assert {"steps", "lr", "precision", "optimizer"} <= set(DEFAULTS)
+    code = "import sys, stratakv.cli.train; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_in_chosen_blocks(tmp_path, book):
+    run = tmp_path / "run"
+    arguments = ["train", "--text", str(book), "--out", str(run), *FLAGS, "--steps", "1"]
+    assert main([*arguments, "--memory-layers", "0"]) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["memory"]["layers"] == [0]
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    vocabulary = model.model.layers[0].memory.vocabulary
+    first, second = tokenizer.convert_tokens_to_ids(["t", "T"])
+    assert vocabulary[first] == vocabulary[second]  # one word in the memory, whatever its case
+
+
+def test_comparison_stops_goes_on_and_tells(tmp_path, book, capsys, monkeypatch):
+    from stratakv.train import Trainer
+
+    out = tmp_path / "compare"
+    arguments = ["train", "compare", "--text", str(book), "--out", str(out), *FLAGS, "--json"]
+    arguments += ["--steps", "6", "--warmup", "1", "--eval-every", "2", "--seeds", "2", "--stress", "300"]
+    advance, done = Trainer.advance, []
+
+    def counted(self):
+        done.append(self.config.seed)
+        if len(done) == 9:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", counted)
+    assert main(arguments) == 130
+    assert "stopped in run 2 of 15" in capsys.readouterr().err
+    assert main(arguments) == 0
+    # None twice: twelve runs and those that a high learning rate did not end before their time.
+    assert 12 * 6 < len(done) <= 15 * 6
+    summary = json.loads(capsys.readouterr().out)
+    assert list(summary["variants"]) == [
+        kind + memory for memory in ("", " + memory") for kind in ("plain", "unconstrained", "mhc")
+    ]
+    for name, entry in summary["variants"].items():
+        assert entry["seeds"] == [0, 1]
+        assert all(math.isfinite(loss) for loss in entry["final_loss"])
+        if name.startswith("plain"):
+            assert entry["steps_to_plain_loss"] == [1.0, 1.0]
+    assert set(summary["stress"]) == {"plain", "unconstrained", "mhc"}
+    assert (out / "compare.svg").read_text().count("<polyline") == 6
+    assert (out / "compare.md").read_text().count("\n") == 8
+    before = len(done)
+    assert main(arguments) == 0  # all there
+    assert len(done) == before
+    assert json.loads(capsys.readouterr().out) == summary
+    assert main([*arguments, "--lr", "0.5"]) == 2
+    assert "of another run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_compute_what_one_does(tmp_path, book, optimizer):
+    """FSDP2 over gloo: the same losses and model, and either goes on with the other's checkpoint."""
+    options = ["--text", str(book), *FLAGS, "--optimizer", optimizer, "--json", "--eval-every", "2"]
+
+    def two(run, steps):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += ["-m", "stratakv", "train", *options, "--out", str(run), "--steps", str(steps)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.strip())
+
+    def losses(run):
+        return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+    alone, shared, mixed = tmp_path / "alone", tmp_path / "shared", tmp_path / "mixed"
+    assert main(["train", *options, "--out", str(alone), "--steps", "6"]) == 0
+    last = two(shared, 3)
+    assert last["step"] == 3
+    two(shared, 6)
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    shutil.copytree(shared, mixed)
+    assert main(["train", *options, "--out", str(mixed), "--steps", "8"]) == 0
+    assert main(["train", *options, "--out", str(alone), "--steps", "8"]) == 0
+    assert losses(mixed) == pytest.approx(losses(alone), rel=2e-3)
+
+    from safetensors.torch import load_file
+
+    mine, theirs = load_file(mixed / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert (mine[name] - value).norm() <= 0.05 * value.norm() + 1e-2, name
+
+
+def test_a_batch_that_processes_cannot_share():
+    from stratakv.nn import StrataLM, TransformerConfig
+    from stratakv.train import Group, TrainConfig, Trainer
+
+    model = StrataLM(TransformerConfig(vocab_size=32, hidden_size=32, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="multiple of the 3 processes"):
+        Trainer(model, torch.zeros(9999), TrainConfig(batch=4), group=Group(0, 3))
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("speed = 3", "speed is no option"),
+        ('precision = "fp8"', "precision='fp8': there are full, bf16"),
+        ('tensorboard = "yes"', "tensorboard='yes': accepted are true and false"),
         ('residual = "none"', "there are mhc"),
         ("steps = ", "run.toml"),
         ("lr = -1.0", "lr=-1.0 must be positive"),

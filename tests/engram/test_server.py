@@ -132,3 +132,12 @@ def test_projects_are_apart(tmp_path):
         assert [one.scope.project for one in memory.list(user="ana")] == ["b", "a"]
         with pytest.raises(ValueError, match="user is empty"):
             make_server(memory, user="")
+
+
+def test_kinds_are_the_same_wherever_they_are_named():
+    from typing import get_args
+
+    from stratakv.cli import memory as command
+    from stratakv.engram import facts, server
+
+    assert get_args(server.Kind) == command.KINDS == facts.KINDS

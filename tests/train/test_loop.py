@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
+from pathlib import Path
 
 import pytest
 import torch
 
-from stratakv.nn import StrataLM, TransformerConfig
+from stratakv.nn import HyperConnections, MemoryConfig, StrataLM, StreamHead, TransformerConfig
 from stratakv.train import Muon, TrainConfig, Trainer, draw_batch, make_optimizers
 from stratakv.train.optimizers import orthogonalize
 from stratakv.train.plot import loss_plot
@@ -63,6 +66,82 @@ def test_goes_on_to_the_same_losses(tmp_path, optimizer):
     for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_bf16_learns_as_full_precision_does_and_goes_on(tmp_path):
+    full = finish(trainer_of(config=dataclasses.replace(RUN, steps=40)))
+    config = dataclasses.replace(RUN, steps=40, precision="bf16")
+    whole = finish(trainer_of(config=config))
+    assert whole.history[0].loss != full.history[0].loss
+    assert whole.history[0].loss == pytest.approx(full.history[0].loss, rel=2e-2)
+    assert whole.history[-1].held_out == pytest.approx(full.history[-1].held_out, rel=0.1)
+    assert all(parameter.dtype == torch.float32 for parameter in whole.model.parameters())
+    path = tmp_path / "checkpoint.safetensors"
+    stopped = trainer_of(path, config)
+    for _ in range(5):
+        stopped.advance()
+    again = trainer_of(path, config)
+    assert again.resume()
+    assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
+
+
+@pytest.mark.parametrize("mixing", ["sinkhorn", "permutations", "kronecker", "unconstrained"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_leaves_connections_in_full_precision(mixing, backend):
+    connection = HyperConnections(32, mixing=mixing, backend=backend)
+    head = StreamHead(32)
+    with torch.no_grad():
+        for parameter in (*connection.parameters(), *head.parameters()):
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    x = torch.randn(2, 5, 4, 32)
+    expected = head(connection(x, lambda h: h.sin()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(connection(x, lambda h: h.sin())), expected)
+        assert (torch.eye(4) @ torch.eye(4)).dtype == torch.bfloat16  # it is on
+
+
+def test_checkpoints_are_private_and_durable(tmp_path, monkeypatch):
+    """Nobody else reads them, whatever the umask; file synced before the rename, directory after."""
+    path = tmp_path / "checkpoint.safetensors"
+    trainer = trainer_of(path)
+    events = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor):
+        events.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def replaced(self, target):
+        events.append("rename")
+        assert stat.S_IMODE(self.stat().st_mode) == 0o600
+        return replace(self, target)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    before = os.umask(0)
+    try:
+        trainer.save()
+    finally:
+        os.umask(before)
+    assert events == ["file", "rename", "directory"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_checkpoint_from_before_a_field_was_added_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    trainer = trainer_of(path)
+
+    def without_precision(config):
+        values = dataclasses.asdict(config)
+        values.pop("precision", None)
+        return values
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stratakv.train.loop.asdict", without_precision)
+        trainer.save()
+    assert trainer_of(path).resume()
+    with pytest.raises(ValueError, match="precision=full there, bf16 here"):
+        trainer_of(path, dataclasses.replace(RUN, precision="bf16")).resume()
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):
@@ -132,6 +211,25 @@ def test_every_parameter_is_updated_once(optimizer):
         assert decay[parameter] == (0.3 if is_matrix else 0.0), name
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_tables_of_memories_learn_faster_and_do_not_decay(optimizer, tmp_path):
+    memory = MemoryConfig(layers=(1,), compressed_size=32, table_sizes=(31,), num_heads=2, ngram_dim=8)
+    config = dataclasses.replace(RUN, optimizer=optimizer)
+    whole = finish(trainer_of(config=config, memory=memory))
+    table = whole.model.model.layers[1].memory.table.weight
+    groups = {p: g for o in whole.optimizers for g in o.param_groups for p in g["params"]}
+    assert len(groups) == len(list(whole.model.parameters()))
+    assert groups[table]["weight_decay"] == 0
+    assert groups[table]["lr"] == pytest.approx(5 * whole.history[-1].lr)
+    assert groups[whole.model.model.embed_tokens.weight]["lr"] == whole.history[-1].lr
+    stopped = trainer_of(tmp_path / "checkpoint.safetensors", config, memory=memory)
+    for _ in range(5):
+        stopped.advance()
+    again = trainer_of(tmp_path / "checkpoint.safetensors", config, memory=memory)
+    assert again.resume()
+    assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
+
+
 def test_orthogonalize():
     for shape in [(8, 8), (4, 16), (16, 4)]:
         values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
@@ -161,6 +259,7 @@ def test_what_is_refused():
         ({"steps": 0}, "steps=0"),
         ({"lr": 0.0}, "lr=0"),
         ({"optimizer": "sgd"}, "adamw"),
+        ({"precision": "fp8"}, "'full', 'bf16'"),
     ]:
         with pytest.raises(ValueError, match=message):
             TrainConfig(**options)

@@ -2,30 +2,40 @@
 
 In the directory of a run: `checkpoint.safetensors` (what going on needs), `log.jsonl` (a line per
 update), `loss.svg`, and at the end the model and its tokenizer as transformers saves them, for
-`stratakv chat --model DIRECTORY` and `AutoModelForCausalLM`.
+`stratakv chat --model DIRECTORY` and `AutoModelForCausalLM`. All of it is its owner's alone.
+
+With several processes, `torchrun --nproc-per-node 2 -m stratakv train ...`, the model is split among
+them; the first one writes and says what happens.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from stratakv.cli import options
 from stratakv.cli.errors import CommandError, UsageError
 from stratakv.cli.files import read_texts
 from stratakv.cli.output import Output, format_count, format_seconds
+from stratakv.cli.train_compare import DEFAULTS as COMPARED
+from stratakv.cli.train_compare import compare
+from stratakv.train.config import OptimizerName, Precision, TrainConfig
+from stratakv.train.files import make_directory, private_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stratakv.cli.engine import Interrupt
     from stratakv.nn import StrataLM
-    from stratakv.train import Step, Trainer
+    from stratakv.train import Group, Step, Trainer
 
 __all__ = ["configure", "run"]
 
@@ -38,7 +48,8 @@ RESIDUALS: dict[str, dict[str, Any]] = {
     "scaled": {"num_streams": 1, "learnable_scale": True},
     "plain": {"num_streams": 1, "learnable_scale": False},
 }
-# Of `TransformerConfig`, then of `TrainConfig`: flag, type, default, what it is.
+# Of `TransformerConfig`, then of `TrainConfig`: flag, type, default, what it is. The models that are trained
+# here are smaller than those that `TransformerConfig` has defaults for.
 MODEL_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
     ("vocab_size", int, 4096, "tokens of the tokenizer that is learned from the text"),
     ("hidden_size", int, 256, "width of the model"),
@@ -47,24 +58,45 @@ MODEL_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
     ("num_kv_heads", int, 2, "key/value heads"),
     ("num_streams", int, 4, "residual streams"),
 )
-TRAIN_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
-    ("steps", int, 1000, "updates"),
-    ("batch", int, 8, "rows of an update"),
-    ("length", int, 256, "tokens of a row"),
-    ("lr", float, 1e-3, "greatest learning rate"),
-    ("warmup", int, 50, "updates in which it rises"),
-    ("weight_decay", float, 0.1, "of the blocks' matrices"),
-    ("clip", float, 1.0, "greatest norm of the gradient; 0 never clips"),
-    ("seed", int, 0, "of everything that is drawn"),
-    ("eval_every", int, 100, "updates between losses on held-out text"),
-    ("save_every", int, 200, "updates between checkpoints"),
+_RUN = {
+    "steps": "updates",
+    "batch": "rows of an update",
+    "length": "tokens of a row",
+    "lr": "greatest learning rate",
+    "warmup": "updates in which it rises",
+    "weight_decay": "of the blocks' matrices",
+    "clip": "greatest norm of the gradient; 0 never clips",
+    "seed": "of everything that is drawn",
+    "eval_every": "updates between losses on held-out text",
+    "save_every": "updates between checkpoints",
+}
+_CONFIG = TrainConfig()
+TRAIN_NUMBERS: tuple[tuple[str, type, Any, str], ...] = tuple(
+    (name, type(getattr(_CONFIG, name)), getattr(_CONFIG, name), text) for name, text in _RUN.items()
 )
+TRAIN_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(OptimizerName),
+    "precision": get_args(Precision),
+}
 DEFAULTS = {name: default for name, _, default, _ in (*MODEL_NUMBERS, *TRAIN_NUMBERS)}
-DEFAULTS |= {"residual": "mhc", "optimizer": "adamw", "text": None, "out": None}
+DEFAULTS |= {name: getattr(_CONFIG, name) for name in TRAIN_CHOICES}
+DEFAULTS |= {"residual": "mhc", "tensorboard": False, "memory_layers": [], "text": None, "out": None}
+# Of `train compare` only.
+COMPARE_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
+    ("seeds", int, 3, "compare: seeds of each residual path"),
+    ("stress", float, 30.0, "compare: factor of the learning rate for runs that it is too high for"),
+)
+DEFAULTS |= {name: default for name, _, default, _ in COMPARE_NUMBERS}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `train`."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("compare",),
+        help="plain, unconstrained and mHC residual paths, with memory and without, several seeds each",
+    )
     parser.add_argument(
         "--text", nargs="+", metavar="PATH", help="files, or directories of them, to train on"
     )
@@ -77,10 +109,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--residual", choices=tuple(RESIDUALS), help="the residual path (default: mhc, hyper-connections)"
     )
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), help="(default: adamw)")
-    for name, kind, default, text in (*MODEL_NUMBERS, *TRAIN_NUMBERS):
+    for name, choices in TRAIN_CHOICES.items():
+        parser.add_argument(f"--{name}", choices=choices, help=f"(default: {DEFAULTS[name]})")
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write event files too, into the run's directory (needs the extra `tensorboard`)",
+    )
+    parser.add_argument(
+        "--memory-layers",
+        nargs="*",
+        type=int,
+        metavar="N",
+        help="blocks that begin with a conditional memory, counted from 0 (default: none)",
+    )
+    for name, kind, default, text in (*MODEL_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default:g})")
+        other = "" if name not in COMPARED else f"; compare: {COMPARED[name]:g}"
+        parser.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default:g}{other})")
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -88,38 +135,62 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Trains until done or stopped, and reports."""
     chosen = _chosen(args)
-    directory = Path(chosen["out"])
-    directory.mkdir(parents=True, exist_ok=True)
 
+    from stratakv.train import Group
+
+    group = Group.from_environment()
+    try:
+        with private_files():
+            return _run(args, chosen, group, out)
+    finally:
+        group.leave()
+
+
+def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Output) -> int:
     import torch
 
     from stratakv.cli.engine import Interrupt
-    from stratakv.train import TrainConfig, Trainer
+    from stratakv.train import Trainer
 
-    try:
-        config = TrainConfig(
-            **{name: chosen[name] for name, *_ in TRAIN_NUMBERS}, optimizer=chosen["optimizer"]
-        )
+    directory = Path(chosen["out"])
+    make_directory(directory)
+    if args.action == "compare":
+        if group.size > 1:
+            raise UsageError("`train compare` runs in one process", "start it without torchrun")
         with out.busy("reading the text"):
-            tokens, tokenizer = _tokens(chosen, directory)
+            read = _tokens_or_usage_error(chosen, directory, group)
+        return compare(args, chosen, *read, out)
+    try:
+        names = (*_RUN, *TRAIN_CHOICES)
+        config = TrainConfig(**{name: chosen[name] for name in names})
+        with out.busy("reading the text"):
+            tokens, tokenizer = _tokens(chosen, directory, group)
         torch.manual_seed(config.seed)
-        model = _model(chosen, len(tokenizer))
-        trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors")
+        model = _model(chosen, tokenizer)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors", group)
         trainer.resume()
     except ValueError as error:
         raise UsageError(str(error)) from None
-    count = sum(parameter.numel() for parameter in model.parameters())
+    said = out if group.is_first else _silent()
     went_on = f", going on after update {format_count(trainer.step)}" if trainer.step else ""
-    out.note(f"{format_count(count)} parameters, {format_count(len(tokens))} tokens of text{went_on}")
+    said.note(f"{format_count(count)} parameters, {format_count(len(tokens))} tokens of text{went_on}")
     with Interrupt() as interrupt:
-        _train(trainer, directory, args, interrupt, out)
+        _train(trainer, directory, args, interrupt, said, board=chosen["tensorboard"])
     if not trainer.is_done:
         trainer.save()
-        out.note(f"stopped after update {format_count(trainer.step)}: the same command goes on from there")
+        said.note(f"stopped after update {format_count(trainer.step)}: the same command goes on from there")
         return 130
-    _export(model, tokenizer, directory)
-    _report(trainer, directory, out)
+    whole, last = trainer.whole_model(), _last(trainer)
+    if group.is_first:
+        _export(whole, tokenizer, directory)
+        _report(trainer, last, directory, out)
     return 0
+
+
+def _silent() -> Output:
+    """Of the processes that are not the first."""
+    return Output(stdout=io.StringIO(), stderr=io.StringIO())
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,12 +207,18 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.config}: {', '.join(unknown)} is no option",
                 f"there are {', '.join(sorted(DEFAULTS))}",
             )
-        for name, kind, *_ in (*MODEL_NUMBERS, *TRAIN_NUMBERS):
+        for name, kind, *_ in (*MODEL_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
             _check_number(args.config, name, kind, written.get(name, DEFAULTS[name]))
     flags = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    chosen = DEFAULTS | written | flags
-    if chosen["residual"] not in RESIDUALS:
-        raise UsageError(f"residual={chosen['residual']!r}: there are {', '.join(RESIDUALS)}")
+    chosen = DEFAULTS | (COMPARED if args.action == "compare" else {}) | written | flags
+    for name, choices in {"residual": tuple(RESIDUALS), **TRAIN_CHOICES}.items():
+        if chosen[name] not in choices:
+            raise UsageError(f"{name}={chosen[name]!r}: there are {', '.join(choices)}")
+    if not isinstance(chosen["tensorboard"], bool):
+        raise UsageError(f"tensorboard={chosen['tensorboard']!r}: accepted are true and false")
+    layers = chosen["memory_layers"]
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise UsageError(f"memory_layers={layers!r}: accepted are numbers of blocks, as in [1, 4]")
     for name in ("text", "out"):
         if not chosen[name]:
             raise UsageError(f"--{name} is missing", "give it as a flag or in the file of --config")
@@ -157,18 +234,17 @@ def _check_number(file: str, name: str, kind: type, value: Any) -> None:
         raise UsageError(f"{file}: {name}={value!r} is not {what}")
 
 
-def _tokens(chosen: dict[str, Any], directory: Path) -> tuple[Tensor, Any]:
+def _tokens(chosen: dict[str, Any], directory: Path, group: Group) -> tuple[Tensor, Any]:
     """All text as ids, documents ended by the tokenizer's end, and the run's tokenizer."""
     import torch
 
     from stratakv.hf.tokenizer import learn_tokenizer, open_tokenizer
 
     texts = [file.text for file in read_texts(chosen["text"])]
-    if (directory / "tokenizer.json").exists():
-        tokenizer = open_tokenizer(directory)
-    else:
-        tokenizer = learn_tokenizer(texts, chosen["vocab_size"])
-        tokenizer.save_pretrained(directory)
+    if group.is_first and not (directory / "tokenizer.json").exists():
+        learn_tokenizer(texts, chosen["vocab_size"]).save_pretrained(directory)
+    group.wait()
+    tokenizer = open_tokenizer(directory)
     ids: list[int] = []
     for text in texts:
         ids += tokenizer(text, split_special_tokens=True)["input_ids"]
@@ -176,38 +252,86 @@ def _tokens(chosen: dict[str, Any], directory: Path) -> tuple[Tensor, Any]:
     return torch.tensor(ids, dtype=torch.int32), tokenizer
 
 
-def _model(chosen: dict[str, Any], vocab_size: int) -> StrataLM:
-    from stratakv.nn import StrataLM, TransformerConfig
+def _tokens_or_usage_error(chosen: dict[str, Any], directory: Path, group: Group) -> tuple[Tensor, Any]:
+    try:
+        return _tokens(chosen, directory, group)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
-    sizes = {name: chosen[name] for name, *_ in MODEL_NUMBERS} | {"vocab_size": vocab_size}
-    return StrataLM(
-        TransformerConfig(**(sizes | RESIDUALS[chosen["residual"]]), max_positions=chosen["length"])
-    )
+
+def _model(chosen: dict[str, Any], tokenizer: Any) -> StrataLM:
+    from stratakv.hf.tokenizer import compressed_vocabulary
+    from stratakv.nn import MemoryConfig, StrataLM, TransformerConfig
+
+    sizes = {name: chosen[name] for name, *_ in MODEL_NUMBERS} | {"vocab_size": len(tokenizer)}
+    sizes |= RESIDUALS[chosen["residual"]]
+    vocabulary = None
+    if chosen["memory_layers"]:
+        vocabulary = compressed_vocabulary(tokenizer)
+        sizes["memory"] = MemoryConfig(
+            layers=tuple(chosen["memory_layers"]),
+            compressed_size=int(vocabulary.max()) + 1,
+            pad_id=tokenizer.pad_token_id,
+        )
+    return StrataLM(TransformerConfig(**sizes, max_positions=chosen["length"]), vocabulary)
 
 
 def _train(
-    trainer: Trainer, directory: Path, args: argparse.Namespace, interrupt: Interrupt, out: Output
+    trainer: Trainer,
+    directory: Path,
+    args: argparse.Namespace,
+    interrupt: Interrupt,
+    out: Output,
+    *,
+    board: bool,
 ) -> None:
     """Updates until all are done, or Ctrl-C was pressed: never half of one."""
     from stratakv.cli.progress import Progress
 
     per_step = trainer.config.batch * trainer.config.length
-    log = directory / "log.jsonl"
-    log.write_text("".join(json.dumps(step.as_dict()) + "\n" for step in trainer.history))
     total, done = trainer.config.steps * per_step, trainer.step * per_step
+    show = args.progress if trainer.group.is_first else False
     with (
-        log.open("a") as file,
-        Progress(out.stderr, label="train", total=total, done=done, show=args.progress) as progress,
+        _logs(trainer, directory, board=board) as write,
+        Progress(out.stderr, label="train", total=total, done=done, show=show) as progress,
     ):
-        while not (trainer.is_done or interrupt.requested):
+        # All processes stop together, whichever of them was told to.
+        while not (trainer.is_done or trainer.group.any(interrupt.requested)):
             step = trainer.advance()
-            file.write(json.dumps(step.as_dict()) + "\n")
-            file.flush()
+            write(step)
             _check_finite(step)
             if step.held_out is not None:
                 progress.clear()
                 out.note(f"update {step.step}: loss {step.loss:.4f}, held out {step.held_out:.4f}")
             progress.update(trainer.step * per_step)
+
+
+@contextlib.contextmanager
+def _logs(trainer: Trainer, directory: Path, *, board: bool) -> Iterator[Callable[[Step], None]]:
+    """What writes an update to the run's logs; the first process's does."""
+    if not trainer.group.is_first:
+        yield lambda step: None
+        return
+    log = directory / "log.jsonl"
+    log.write_text("".join(json.dumps(step.as_dict()) + "\n" for step in trainer.history))
+    writer = None
+    if board:
+        from stratakv.train.board import open_board, write_step
+
+        writer = open_board(directory / "tensorboard", trainer.history)
+
+    def write(step: Step) -> None:
+        file.write(json.dumps(step.as_dict()) + "\n")
+        file.flush()
+        if writer is not None:
+            write_step(writer, step)
+
+    try:
+        with log.open("a") as file:
+            yield write
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _check_finite(step: Step) -> None:
@@ -226,7 +350,15 @@ def _export(model: StrataLM, tokenizer: Any, directory: Path) -> None:
     StrataForCausalLM.from_strata_lm(model, **ids).save_pretrained(directory)
 
 
-def _report(trainer: Trainer, directory: Path, out: Output) -> None:
+def _last(trainer: Trainer) -> Step:
+    """The last update, with its loss on held-out text."""
+    last = trainer.history[-1]
+    if last.held_out is None:  # Asked for fewer updates than were done already.
+        last = dataclasses.replace(last, held_out=trainer.evaluate())
+    return last
+
+
+def _report(trainer: Trainer, last: Step, directory: Path, out: Output) -> None:
     from stratakv.train.plot import loss_plot
 
     history = trainer.history
@@ -235,9 +367,6 @@ def _report(trainer: Trainer, directory: Path, out: Output) -> None:
         "held out": [(step.step, step.held_out) for step in history if step.held_out is not None],
     }
     (directory / "loss.svg").write_text(loss_plot(curves, "Loss"))
-    last = history[-1]
-    if last.held_out is None:  # Asked for fewer updates than were done already.
-        last = dataclasses.replace(last, held_out=trainer.evaluate())
     seconds = sum(step.seconds for step in history)
     if out.json_mode:
         out.json({**last.as_dict(), "seconds_total": seconds, "directory": str(directory)})

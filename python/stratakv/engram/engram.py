@@ -137,11 +137,12 @@ class Engram:
         metadata: Sequence[Mapping[str, Any] | None] | None = None,
         authors: Sequence[str | None] | None = None,
         source: str | None = None,
+        valid_from: datetime | None = None,
     ) -> list[int]:
         """Stores many memories of one scope with one sync; their numbers, in order.
 
-        `metadata` and `authors` have one entry for each text. Either all of `texts` are accepted, or none is
-        stored.
+        `metadata` and `authors` have one entry for each text; the rest holds for all of them. Either all of
+        `texts` are accepted, or none is stored.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -152,7 +153,7 @@ class Engram:
         names = _each("authors", authors, texts)
         scope = Scope(user=user, agent=agent, project=project, session=session)
         drafts = [
-            _draft(text, extra, source, author=author)
+            _draft(text, extra, source, author=author, valid_from=valid_from)
             for text, extra, author in zip(texts, extras, names, strict=True)
         ]
         return self._remember(scope, drafts) if drafts else []

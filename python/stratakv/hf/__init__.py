@@ -12,13 +12,27 @@ except ImportError as error:
 from stratakv.hf.attachment import Attachment, attach
 from stratakv.hf.attention import UnsupportedModelError
 from stratakv.hf.cache import TieredCache
+from stratakv.hf.hyper_models import model_class_of as _model_class_of  # noqa: F401  # registers them
 from stratakv.hf.strata_lm import StrataConfig, StrataForCausalLM, StrataModel
+from stratakv.hf.strata_processor import StrataImageProcessor, StrataProcessor
+from stratakv.hf.strata_vision import (
+    StrataForConditionalGeneration,
+    StrataVisionConfig,
+    StrataVLConfig,
+    StrataVLModel,
+)
 
 __all__ = [
     "Attachment",
     "StrataConfig",
     "StrataForCausalLM",
+    "StrataForConditionalGeneration",
+    "StrataImageProcessor",
     "StrataModel",
+    "StrataProcessor",
+    "StrataVLConfig",
+    "StrataVLModel",
+    "StrataVisionConfig",
     "TieredCache",
     "UnsupportedModelError",
     "attach",

@@ -33,6 +33,7 @@ from stratakv.hf.compat import check_version, is_full_attention, layer_plan
 from stratakv.hf.fingerprint import model_settings
 from stratakv.hf.layers import TieredLayer
 from stratakv.hf.looking import agreed_blocks
+from stratakv.hf.memory_layer import MemoryLayer
 
 DEFAULT_PAGE_TOKENS = 64
 NO_TRAINED_WINDOW = 1 << 40  # of a model whose config names none: positions are always true
@@ -265,10 +266,15 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             raise ValueError(
                 f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative integer, or 0"
             )
+        left = max(self._table.length(0) + tokens_to_remove, 0) if self._table.num_slots else 0
         for layer in self._other_layers().values():
-            layer.crop(tokens_to_remove)
+            if isinstance(layer, MemoryLayer):
+                # To the pages' length: after an interrupted pass theirs may be another.
+                layer.crop(min(left - layer.get_seq_length(), 0))
+            else:
+                layer.crop(tokens_to_remove)
         if tokens_to_remove and self._table.num_slots:
-            self._crop_pages(max(self._table.length(0) + tokens_to_remove, 0))
+            self._crop_pages(left)
 
     def reset(self) -> None:
         """Forgets everything, in place."""
@@ -591,12 +597,17 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
     def _mend_interrupted(self) -> int:
         """Drops what an interrupted pass left in some layers only; gives the tokens held."""
         length = self._table.min_length()
-        if any(self._table.length(slot) != length for slot in range(self._table.num_slots)):
-            if self._other_layers():
+        others = self._other_layers().values()
+        memories = [layer for layer in others if isinstance(layer, MemoryLayer)]
+        slots = [self._table.length(slot) for slot in range(self._table.num_slots)]
+        if any(held != length for held in (*slots, *(layer.get_seq_length() for layer in memories))):
+            if len(memories) < len(others) or any(layer.get_seq_length() < length for layer in memories):
                 raise RuntimeError(
                     "an interrupted forward pass left this cache's layers at different lengths: reset() it, "
                     "or open its session again"
                 )
+            for layer in memories:
+                layer.crop(length - layer.get_seq_length())
             self._crop_pages(length)
         return length
 

@@ -57,7 +57,10 @@ def layer_plan(config: Any) -> list[tuple[type[Any], dict[str, Any]]]:
         (DYNAMIC_LAYER_TYPE_MAPPING[layer_type], layer_kwargs)
         for layer_type, layer_kwargs in zip(layer_types, per_layer, strict=True)
     ]
-    return plan + [(DynamicLayer, {})] * (_num_decoder_layers(config) - len(plan))
+    plan += [(DynamicLayer, {})] * (_num_decoder_layers(config) - len(plan))
+    # Configs of our own models: what their caches keep beside keys and values.
+    extra = getattr(config, "extra_cache_layers", list)
+    return plan + [(type(layer), {}) for layer in extra()]
 
 
 def _num_decoder_layers(config: Any) -> int:

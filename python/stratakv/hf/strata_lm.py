@@ -8,6 +8,8 @@ The modules and their names are those of `stratakv.nn.StrataLM`, so that states 
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -28,6 +30,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stratakv.hf.compat import CACHE_ARGUMENT
+from stratakv.hf.memory_layer import MemoryLayer, memory_layers, text_only
+from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig
 from stratakv.nn.hyper_connections import HyperConnections, StreamHead
 from stratakv.nn.transformer import (
     INITIAL_STD,
@@ -77,6 +81,7 @@ class StrataConfig(PreTrainedConfig):  # type: ignore[misc]
     initializer_range: float = INITIAL_STD
     learnable_scale: bool = True
     hyper_backend: str = "auto"
+    memory: dict[str, Any] | None = None
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -91,7 +96,14 @@ class StrataConfig(PreTrainedConfig):  # type: ignore[misc]
     def transformer(self) -> TransformerConfig:
         """The same as a `TransformerConfig`."""
         names = TransformerConfig.__dataclass_fields__
-        return TransformerConfig(**{name: getattr(self, _RENAMED.get(name, name)) for name in names})
+        values = {name: getattr(self, _RENAMED.get(name, name)) for name in names}
+        if self.memory is not None:
+            values["memory"] = MemoryConfig(**self.memory)
+        return TransformerConfig(**values)
+
+    def extra_cache_layers(self) -> list[MemoryLayer]:
+        """What a cache keeps beside each block's keys and values, after these: a layer per memory."""
+        return [] if self.memory is None else [MemoryLayer() for _ in self.memory["layers"]]
 
     @classmethod
     def from_transformer(cls, config: TransformerConfig, **kwargs: Any) -> StrataConfig:
@@ -101,8 +113,11 @@ class StrataConfig(PreTrainedConfig):  # type: ignore[misc]
             config: the model's.
             **kwargs: what else transformers knows, such as `eos_token_id`.
         """
-        names = TransformerConfig.__dataclass_fields__
-        return cls(**{_RENAMED.get(name, name): getattr(config, name) for name in names}, **kwargs)
+        values = {_RENAMED.get(name, name): getattr(config, name) for name in config.__dataclass_fields__}
+        if config.memory is not None:
+            # As JSON has it, so that a config equals itself after it was saved and loaded.
+            values["memory"] = json.loads(json.dumps(asdict(config.memory)))
+        return cls(**values, **kwargs)
 
 
 class StrataPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -127,6 +142,9 @@ class StrataPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
                 initialization.copy_(module.get_parameter(name), value)
         elif isinstance(module, RotaryPositions):
             initialization.copy_(module.inv_freq, module.frequencies())
+        elif isinstance(module, ConditionalMemory):
+            for name, value in module.initial_values().items():
+                initialization.copy_(getattr(module, name), value)
         elif isinstance(module, nn.Linear) and any(module is one for one in self.base_model.output_layers()):
             initialization.normal_(module.weight, mean=0.0, std=output_std(self.config.transformer()))
         else:
@@ -141,24 +159,32 @@ class StrataModel(StrataPreTrainedModel, DecoderParts):
         self.build(config.transformer())
         self.post_init()
 
-    def forward(
+    def forward(  # noqa: PLR0917  # transformers' own signature
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        memory_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """(B, T) ids, or (B, T, C) embeddings, to (B, T, C) hidden states.
 
-        The cache comes by the name that this release of transformers has for it.
+        The cache comes by the name that this release of transformers has for it. `memory_ids` are (B, T)
+        ids for the memories, negative where there is no text; None takes `input_ids`.
 
         Raises:
-            ValueError: both or neither of ids and embeddings.
+            ValueError: both or neither of ids and embeddings; embeddings alone for a model with memories.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        memory_ids = input_ids if memory_ids is None else memory_ids
+        if memory_ids is None and self.config.memory is not None:
+            raise ValueError(
+                "this model's memories look tokens up by their ids: give input_ids, or memory_ids beside "
+                "inputs_embeds"
+            )
         h_BTC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = kwargs.pop(CACHE_ARGUMENT, None)
         kwargs.pop("return_dict", None)
@@ -187,7 +213,9 @@ class StrataModel(StrataPreTrainedModel, DecoderParts):
             return cast("Tensor", out_BTHD)
 
         update = None if cache is None else cache.update
-        h_BTC = self.run(h_BTC, Surroundings(cos, sin, attend, mask, update))
+        memories = memory_layers(cache, self.config) if self.config.memory is not None else None
+        ids = None if memory_ids is None else text_only(memory_ids, attention_mask)
+        h_BTC = self.run(h_BTC, Surroundings(cos, sin, attend, mask, update, ids, memories))
         return BaseModelOutputWithPast(last_hidden_state=h_BTC, **{CACHE_ARGUMENT: cache})
 
 

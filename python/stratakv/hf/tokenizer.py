@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+
+from stratakv.nn.ngrams import compress_vocabulary
 
 END = "<|end|>"
 START = "<|start|>"
@@ -46,6 +49,13 @@ def learn_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def compressed_vocabulary(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """(V,) compressed ids of a tokenizer's tokens, for a conditional memory."""
+    ids = range(len(tokenizer))
+    texts = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+    return compress_vocabulary(texts, tokenizer.convert_ids_to_tokens(list(ids)))
 
 
 def open_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

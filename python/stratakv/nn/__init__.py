@@ -3,10 +3,10 @@
 Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `fused.py` the same by
 the engine's kernels, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable,
 `transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are looked up
-in. Measured: `docs/mhc.md`.
+in, `vision.py` images in the sequence, `retrofit.py` streams for existing models. Measured: `docs/mhc.md`.
 """
 
-from stratakv.nn.conditional_memory import ConditionalMemory, MemoryState
+from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState
 from stratakv.nn.diagnostics import Gains, Watched, composite_gains, sum_errors, watch
 from stratakv.nn.hyper_connections import (
     HyperConnections,
@@ -18,21 +18,29 @@ from stratakv.nn.hyper_connections import (
 from stratakv.nn.mappings import Mappings
 from stratakv.nn.mixings import kronecker_product, permutation_mixture, sinkhorn
 from stratakv.nn.ngrams import NGramPlan, compress_vocabulary, ngram_hashes, plan_layers
+from stratakv.nn.retrofit import add_hyper_connections
 from stratakv.nn.transformer import StrataLM, TransformerConfig
+from stratakv.nn.vision import ImageEncoder, ImageProjector, StrataVisionLM, VisionConfig
 
 __all__ = [
     "ConditionalMemory",
     "Gains",
     "HyperConnections",
+    "ImageEncoder",
+    "ImageProjector",
     "Mappings",
+    "MemoryConfig",
     "MemoryState",
     "NGramPlan",
     "Reading",
     "SinglePassHyperConnections",
     "StrataLM",
+    "StrataVisionLM",
     "StreamHead",
     "TransformerConfig",
+    "VisionConfig",
     "Watched",
+    "add_hyper_connections",
     "composite_gains",
     "compress_vocabulary",
     "expand_streams",

@@ -1,8 +1,9 @@
 """`StrataLM`: a decoder of language whose residual path is hyper-connections. Read it top to bottom.
 
 Grouped-query attention with rotary positions, SwiGLU, RMSNorm before each branch; around every
-branch a `HyperConnections`, after the last a `StreamHead`. Torch only; `stratakv.hf` makes the same
-modules a transformers model with the same names in its state, which saves, loads and generates.
+branch a `HyperConnections`, after the last a `StreamHead`; in chosen blocks a `ConditionalMemory`.
+Torch only; `stratakv.hf` makes the same modules a transformers model with the same names in its
+state, which saves, loads and generates.
 
     config = stratakv.nn.TransformerConfig(vocab_size=8192, hidden_size=256, num_layers=6, num_heads=4)
     model = stratakv.nn.StrataLM(config)
@@ -15,7 +16,7 @@ dim, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState
 from stratakv.nn.hyper_connections import Backend, HyperConnections, StreamHead, expand_streams
 from stratakv.nn.mixings import MixingName
 
 INITIAL_STD = 0.02
+# Parts that make their own initial values.
+_SELF_MADE = ("connection", "stream_head", ".memory.")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class TransformerConfig:
         sinkhorn_iters: see `HyperConnections`.
         learnable_scale: with one stream, one factor per branch; otherwise the connection has no parameters.
         hyper_backend: see `HyperConnections`.
+        memory: which blocks begin with a conditional memory, and their sizes; None for none.
     """
 
     vocab_size: int
@@ -69,6 +74,7 @@ class TransformerConfig:
     sinkhorn_iters: int = 20
     learnable_scale: bool = True
     hyper_backend: Backend = "auto"
+    memory: MemoryConfig | None = None
 
     def __post_init__(self) -> None:
         sizes = {
@@ -91,6 +97,11 @@ class TransformerConfig:
             )
         if self.head_size % 2:
             raise ValueError(f"head_dim={self.head_size} must be even: rotary positions turn pairs")
+        if self.memory is not None and max(self.memory.layers) >= self.num_layers:
+            raise ValueError(
+                f"memory layers {list(self.memory.layers)}: num_layers={self.num_layers} has blocks 0 to "
+                f"{self.num_layers - 1}"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -118,6 +129,8 @@ class Surroundings:
     attend: (module, q (B, H, T, D), k and v (B, K, P, D), mask, scaling=) to (B, T, H, D).
     mask: whatever `attend` takes; None is causal.
     update: puts a layer's keys and values (B, K, T, D) into a cache and gives all of them back.
+    ids: (B, T) for the memories; negative where there is no text.
+    memories: by block, what its memory knows of the tokens before.
     """
 
     cos: Tensor
@@ -125,6 +138,8 @@ class Surroundings:
     attend: Callable[..., Tensor]
     mask: Any = None
     update: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    ids: Tensor | None = None
+    memories: Mapping[int, MemoryState] | None = None
 
 
 def causal_attention(
@@ -229,10 +244,14 @@ class PlainConnection(nn.Module):
 
 
 class Block(nn.Module):
-    """An attention and an MLP, each inside a connection."""
+    """An attention and an MLP, each inside a connection; before them a memory, where it has one."""
 
-    def __init__(self, config: TransformerConfig, layer_idx: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_idx: int, memory: ConditionalMemory | None = None
+    ) -> None:
         super().__init__()
+        self.layer_idx = layer_idx
+        self.memory = memory
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.self_attn = Attention(config, layer_idx)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -242,6 +261,10 @@ class Block(nn.Module):
 
     def forward(self, x_BTSC: Tensor, around: Surroundings) -> Tensor:
         """(B, T, S, C) to (B, T, S, C)."""
+        if self.memory is not None:
+            assert around.ids is not None, "a memory looks tokens up by their ids"
+            state = None if around.memories is None else around.memories[self.layer_idx]
+            x_BTSC = self.memory(x_BTSC, around.ids, state)
         x_BTSC = self.attention_connection(x_BTSC, self._attend, around)
         out_BTSC: Tensor = self.mlp_connection(x_BTSC, self._think)
         return out_BTSC
@@ -269,6 +292,33 @@ def _connection(config: TransformerConfig, index: int) -> nn.Module:
     )
 
 
+def _memories(config: TransformerConfig, vocabulary: Tensor | None) -> dict[int, ConditionalMemory]:
+    if config.memory is None:
+        return {}
+    sizes = config.memory
+    if vocabulary is None:
+        # What it is will be loaded; otherwise every token is its own.
+        vocabulary = torch.arange(config.vocab_size, device="cpu") % sizes.compressed_size
+    if len(vocabulary) != config.vocab_size or int(vocabulary.max()) >= sizes.compressed_size:
+        raise ValueError(
+            f"a vocabulary of {len(vocabulary)} tokens with ids up to {int(vocabulary.max())}, for "
+            f"vocab_size={config.vocab_size} and compressed_size={sizes.compressed_size}"
+        )
+    return {
+        layer: ConditionalMemory(
+            config.hidden_size,
+            plan,
+            vocabulary,
+            num_streams=config.num_streams,
+            ngram_dim=sizes.ngram_dim,
+            pad_id=sizes.pad_id,
+            kernel_size=sizes.kernel_size,
+            norm_eps=config.norm_eps,
+        )
+        for layer, plan in sizes.plans().items()
+    }
+
+
 class DecoderParts:
     """The decoder's modules and its pass, for a class that is an `nn.Module` otherwise."""
 
@@ -279,11 +329,14 @@ class DecoderParts:
     rotary_emb: RotaryPositions
     num_streams: int
 
-    def build(self, config: TransformerConfig) -> None:
-        """Makes the modules."""
+    def build(self, config: TransformerConfig, vocabulary: Tensor | None = None) -> None:
+        """Makes the modules; `vocabulary` is that of the memories."""
         self.num_streams = config.num_streams
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        memories = _memories(config, vocabulary)
+        self.layers = nn.ModuleList(
+            Block(config, index, memories.get(index)) for index in range(config.num_layers)
+        )
         self.stream_head = StreamHead(
             config.hidden_size, num_streams=config.num_streams, norm_eps=config.norm_eps
         )
@@ -317,12 +370,12 @@ class DecoderParts:
 
 
 def initialize(module: nn.Module, config: TransformerConfig) -> None:
-    """All initial values but those of the connections, which make their own: normal, 0.02.
+    """All initial values but those of connections and memories, which make their own: normal, 0.02.
 
     What writes into the residual path is scaled by 1 / sqrt(2 * layers), as in GPT-2.
     """
     for name, parameter in module.named_parameters():
-        if parameter.dim() < 2 or "connection" in name or "stream_head" in name:
+        if parameter.dim() < 2 or any(part in name for part in _SELF_MADE):
             continue
         is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
         nn.init.normal_(parameter, std=output_std(config) if is_output else INITIAL_STD)
@@ -336,16 +389,17 @@ def output_std(config: TransformerConfig) -> float:
 class Decoder(nn.Module, DecoderParts):
     """Tokens to hidden states."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, vocabulary: Tensor | None = None) -> None:
         super().__init__()
-        self.build(config)
+        self.build(config, vocabulary)
 
     def forward(self, input_ids_BT: Tensor, *, recompute: bool = False) -> Tensor:
         """(B, T) ids to (B, T, C)."""
         h_BTC = self.embed_tokens(input_ids_BT)
         positions_1T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)[None]
         cos, sin = self.rotary_emb(h_BTC, positions_1T)
-        return self.run(h_BTC, Surroundings(cos, sin, causal_attention), recompute=recompute)
+        around = Surroundings(cos, sin, causal_attention, ids=input_ids_BT)
+        return self.run(h_BTC, around, recompute=recompute)
 
 
 class StrataLM(nn.Module):
@@ -353,16 +407,17 @@ class StrataLM(nn.Module):
 
     Args:
         config: sizes and choices.
+        vocabulary: (V,) compressed ids for the memories (`compress_vocabulary`); None leaves each its own.
 
     Attributes:
         model: the `Decoder`.
         lm_head: (V, C) output; the embedding's own matrix where `config.tie_embeddings`.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, vocabulary: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Decoder(config, vocabulary)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight

@@ -6,7 +6,6 @@ Nothing executable is read. The file's metadata holds one entry, `stratakv`, of 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,39 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stratakv.train.files import FILE_MODE, create_private, replace_durably
+from stratakv.train.group import Group, split_like, whole
+
 VERSION = 1
 
 
 def save(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    progress: dict[str, Any],
+    group: Group | None = None,
 ) -> None:
-    """Writes a checkpoint beside the old one and renames it over it; durable when this returns."""
-    tensors = {f"model.{name}": value for name, value in _parameters(model).items()}
+    """Writes a checkpoint beside the old one and renames it over it; durable when this returns.
+
+    Every process of a run must call this; the first one writes. The file is its owner's alone.
+    """
+    tensors = {f"model.{name}": whole(value) for name, value in _parameters(model).items()}
     for index, optimizer in enumerate(optimizers):
         for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{number}.{key}": value for key, value in state.items()}
+            tensors |= {f"optimizer.{index}.{number}.{key}": whole(value) for key, value in state.items()}
+    if group is not None and not group.is_first:
+        return
     beside = path.with_suffix(".tmp")
     text = json.dumps({"version": VERSION, **progress})
+    create_private(beside)
     save_file(
-        {name: value.contiguous() for name, value in tensors.items()}, beside, metadata={"stratakv": text}
+        {name: value.detach().contiguous() for name, value in tensors.items()},
+        beside,
+        metadata={"stratakv": text},
     )
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    beside.chmod(FILE_MODE)  # where the library made a file of its own
+    replace_durably(beside, path)
 
 
 def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -53,7 +66,7 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
         raise ValueError(f"{path} is a checkpoint of another model: give the options that it was made with")
     with torch.no_grad():
         for name, parameter in expected.items():
-            parameter.copy_(found[name])
+            parameter.copy_(split_like(found[name].to(parameter.dtype), parameter))
     for index, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"optimizer.{index}."
@@ -61,6 +74,12 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
             if name.startswith(prefix):
                 number, key = name.removeprefix(prefix).split(".")
                 state.setdefault(int(number), {})[key] = value
+        owners = [parameter for each in optimizer.param_groups for parameter in each["params"]]
+        for place, values in state.items():
+            for key, value in values.items():
+                # Counts of steps are no parts of a parameter.
+                if value.shape == owners[place].shape:
+                    values[key] = split_like(value, owners[place])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

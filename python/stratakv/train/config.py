@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 OptimizerName = Literal["adamw", "muon"]
+Precision = Literal["full", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class TrainConfig:
         weight_decay: of matrices; norms, embeddings and connections have none.
         clip: greatest norm of the gradient; 0 never clips.
         optimizer: "adamw" for all, or "muon" for the blocks' matrices and AdamW for the rest.
+        precision: "full", or "bf16" for autocast: matrix products in bfloat16, parameters, optimizers and
+            what hyper-connections compute in float32.
         seed: of the initial values and of the batches.
         eval_every: steps between losses on held-out text; 0 for none but the last.
         eval_batches: batches of such a loss.
@@ -41,6 +44,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     clip: float = 1.0
     optimizer: OptimizerName = "adamw"
+    precision: Precision = "full"
     seed: int = 0
     eval_every: int = 100
     eval_batches: int = 8
@@ -57,6 +61,10 @@ class TrainConfig:
             raise ValueError(f"lr={self.lr} must be positive")
         if self.optimizer not in get_args(OptimizerName):
             raise ValueError(f"optimizer must be one of {', '.join(get_args(OptimizerName))}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision={self.precision!r}: accepted are {', '.join(map(repr, get_args(Precision)))}"
+            )
 
     def lr_at(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0: a rise, then half a cosine."""

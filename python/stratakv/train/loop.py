@@ -5,6 +5,7 @@ B rows, T tokens.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from stratakv.nn.transformer import StrataLM
 from stratakv.train import checkpoint
 from stratakv.train.config import TrainConfig
+from stratakv.train.group import Group, whole
 from stratakv.train.optimizers import make_optimizers
 
 # Kept apart, at the end of the tokens, for losses that no update has seen.
@@ -72,25 +74,35 @@ class Trainer:
         tokens: (N,) ids of all text; the last 5 % are held out.
         config: the run.
         path: the checkpoint's file; None keeps nothing.
+        group: the run's processes; None is this one. With several the model is split among them.
 
     Attributes:
         step: updates done.
         history: one `Step` per update, those before a resumption included.
 
     Raises:
-        ValueError: a text too short for one row.
+        ValueError: a text too short for one row, or a batch that is no multiple of the processes.
     """
 
     def __init__(
-        self, model: StrataLM, tokens: Tensor, config: TrainConfig, path: Path | None = None
+        self,
+        model: StrataLM,
+        tokens: Tensor,
+        config: TrainConfig,
+        path: Path | None = None,
+        group: Group | None = None,
     ) -> None:
         self.model, self.config, self.path = model, config, path
+        self.group = Group() if group is None else group
+        if config.batch % self.group.size:
+            raise ValueError(f"batch={config.batch} must be a multiple of the {self.group.size} processes")
         split = len(tokens) - max(int(len(tokens) * HELD_OUT_SHARE), config.length + 1)
         if split <= config.length:
             raise ValueError(
                 f"{len(tokens)} tokens are too few for rows of {config.length + 1}: give more text"
             )
         self.tokens, self.held_out = tokens[:split], tokens[split:]
+        self.group.share_out(model)
         self.optimizers = make_optimizers(model, config)
         self.step = 0
         self.history: list[Step] = []
@@ -108,19 +120,19 @@ class Trainer:
             self.tokens, batch=config.batch, length=config.length, seed=config.seed, step=self.step
         )
         self.model.train()
-        loss = self.model.loss(ids_BT)
+        loss = self._loss(self.group.rows(ids_BT))
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         seconds = time.perf_counter() - start
         self.step += 1
         is_due = self.is_done or (config.eval_every and self.step % config.eval_every == 0)
         held_out = self.evaluate() if is_due else None
-        done = Step(self.step, float(loss.detach()), lr, float(norm), seconds, held_out)
+        done = Step(self.step, self.group.mean(loss), lr, float(whole(norm)), seconds, held_out)
         self.history.append(done)
         if self.path is not None and (
             self.is_done or (config.save_every and self.step % config.save_every == 0)
@@ -134,17 +146,24 @@ class Trainer:
         config = self.config
         self.model.eval()
         losses = [
-            self.model.loss(
-                draw_batch(
-                    self.held_out, batch=config.batch, length=config.length, seed=EVAL_SEED, step=number
+            self._loss(
+                self.group.rows(
+                    draw_batch(
+                        self.held_out, batch=config.batch, length=config.length, seed=EVAL_SEED, step=number
+                    )
                 )
             )
             for number in range(config.eval_batches)
         ]
-        return float(torch.stack(losses).mean())
+        return self.group.mean(torch.stack(losses).mean())
+
+    def _loss(self, ids_BT: Tensor) -> Tensor:
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.model.loss(ids_BT.to(device))
 
     def save(self) -> None:
-        """Writes the checkpoint.
+        """Writes the checkpoint; every process must call this, the first one writes.
 
         Raises:
             OSError: it cannot be written; the one before is still there.
@@ -156,7 +175,16 @@ class Trainer:
             "model": asdict(self.model.config),
             "history": [step.as_dict() for step in self.history],
         }
-        checkpoint.save(self.path, self.model, self.optimizers, progress)
+        checkpoint.save(self.path, self.model, self.optimizers, progress, self.group)
+
+    def whole_model(self) -> StrataLM:
+        """The model in one piece, a copy where it is split; every process must call this."""
+        if self.group.size == 1:
+            return self.model
+        state = {name: whole(value) for name, value in self.model.state_dict().items()}
+        made = StrataLM(self.model.config)
+        made.load_state_dict(state)
+        return made
 
     def resume(self) -> bool:
         """Goes on from the checkpoint, if there is one; whether there was.
@@ -167,11 +195,12 @@ class Trainer:
         if self.path is None or not self.path.exists():
             return False
         progress = checkpoint.read_progress(self.path)
-        if progress["model"] != asdict(self.model.config):
+        # As JSON has it: tuples are lists there.
+        if progress["model"] != json.loads(json.dumps(asdict(self.model.config))):
             raise ValueError(
                 f"{self.path} is of another model, with other sizes: give those, or another directory"
             )
-        saved = progress["train"]
+        saved = asdict(TrainConfig()) | progress["train"]  # written before a field was added
         free = {"steps", "eval_every", "eval_batches", "save_every"}
         different = [
             f"{name}={saved[name]} there, {value} here"

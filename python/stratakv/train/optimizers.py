@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stratakv.train.config import TrainConfig
+from stratakv.train.group import split_like, whole
 
 ADAM_BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
@@ -17,6 +18,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 # Makes an update's root mean square that of AdamW, so that both share a learning rate (arXiv 2502.16982).
 UPDATE_RMS = 0.2
+TABLE_LR_SCALE = 5.0
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -72,7 +74,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-                update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM))
+                mixed = parameter.grad.lerp(momentum, MOMENTUM)
+                # A part of a matrix has other singular values than the whole.
+                update = split_like(orthogonalize(whole(mixed)), parameter)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * UPDATE_RMS * max(parameter.shape) ** 0.5)
         return None
@@ -82,21 +86,27 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """What updates each of the model's parameters, every one exactly once.
 
     Matrices of the blocks decay, and are Muon's where that was chosen. Embeddings, norms and
-    connections do not decay: a connection's values have their meaning at zero.
+    connections do not decay: a connection's values have their meaning at zero. Tables of memories do
+    not either, and learn faster, since a row is seldom looked up (Engram, arXiv 2601.07372, appendix A).
+    A group's `lr_scale` is a factor of the run's learning rate.
     """
     matrices: list[Tensor] = []
+    tables: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() == 2 and ".layers." in name and "connection" not in name
-        (matrices if is_matrix else rest).append(parameter)
+        if name.endswith(".memory.table.weight"):
+            tables.append(parameter)
+        elif is_matrix and not name.endswith("_norm"):
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
     adam: dict[str, Any] = {"lr": config.lr, "betas": ADAM_BETAS, "fused": True}
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
+    if tables:
+        groups.append({"params": tables, "weight_decay": 0.0, "lr_scale": TABLE_LR_SCALE})
     if config.optimizer == "muon":
-        return [
-            Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
-            torch.optim.AdamW(rest, weight_decay=0.0, **adam),
-        ]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+        muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay)
+        return [muon, torch.optim.AdamW(groups, **adam)]
+    groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
     return [torch.optim.AdamW(groups, **adam)]

@@ -28,6 +28,7 @@ pub(crate) fn check_dir(dir: &str) -> io::Result<()> {
 }
 
 /// Splits `a/b/c` into (`a/b`, `c`); the parent of a name without `/` is "".
+#[cfg(any(unix, test, feature = "testing"))]
 pub(crate) fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('/').unwrap_or(("", name))
 }
