@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,63 +25,32 @@ BATCH = 1000
 # What is found.
 
 
-def conversations() -> list[dict[str, Any]]:
+@functools.cache
+def locomo() -> list[dict[str, Any]]:
+    """What `stratakv eval memory` finds of every question."""
+    from stratakv.cli.eval_memory import examine
+    from stratakv.engram import Engram
+    from stratakv.eval.conversations import read_conversations
+
     path = os.environ.get(CONVERSATIONS, "")
     if not path or not Path(path).is_file():
         raise NotMeasurableHereError(f"this figure reads LoCoMo: {CONVERSATIONS}=path/to/locomo10.json")
-    return list(json.loads(Path(path).read_text()))
-
-
-def evidence_of(question: dict[str, Any], turns: set[str]) -> set[str]:
-    """The turns that answer a question; some of the file's ids are joined or malformed."""
-    ids = " ".join(question.get("evidence") or []).replace(";", " ").split()
-    return turns.intersection(ids)
-
-
-@functools.cache
-def locomo() -> dict[int, list[tuple[float, int]]]:
-    """For k of 5 and 10: of each conversation, the sum over its questions of the share of the evidence
-    among the first k turns, and the questions."""
-    from stratakv.engram import Engram
-
-    shares: dict[int, list[tuple[float, int]]] = {5: [], 10: []}
     with tempfile.TemporaryDirectory() as scratch, Engram.open(scratch, durable=False) as memory:
-        for number, one in enumerate(conversations()):
-            user, turns = f"conversation {number}", {}
-            for session, said in one["conversation"].items():
-                if not session.startswith("session_") or not isinstance(said, list):
-                    continue
-                date = datetime.strptime(one["conversation"][f"{session}_date_time"], "%I:%M %p on %d %B, %Y")
-                ids = memory.remember_many(
-                    [" ".join(filter(None, (turn["text"], turn.get("blip_caption")))) for turn in said],
-                    user=user,
-                    session=session,
-                    authors=[turn["speaker"] for turn in said],
-                    valid_from=date.replace(tzinfo=UTC),
-                )
-                turns |= {id: turn["dia_id"] for id, turn in zip(ids, said, strict=True)}
-            found: dict[int, list[float]] = {5: [], 10: []}
-            for question in one["qa"]:
-                evidence = evidence_of(question, set(turns.values()))
-                if not evidence:
-                    continue
-                best = [turns[hit.memory.id] for hit in memory.recall(question["question"], user=user, k=10)]
-                for k, into in found.items():
-                    into.append(len(evidence.intersection(best[:k])) / len(evidence))
-            for k, into in found.items():
-                shares[k].append((sum(into), len(into)))
-    return shares
+        conversations = read_conversations(Path(path), "locomo")
+        return [result for one in conversations for result in examine(memory, one, (5, 10))]
 
 
 def found(k: int) -> Result:
     """The mean over all questions, with that of each conversation."""
-    parts = locomo()[k]
-    value = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    groups: dict[str, list[float]] = {}
+    for one in locomo():
+        groups.setdefault(one["conversation"], []).append(one[f"turn@{k}"])
+    everything = [value for some in groups.values() for value in some]
     details = {
-        "questions": sum(count for _, count in parts),
-        "conversations": [round(total / count, 3) for total, count in parts],
+        "questions": len(everything),
+        "conversations": [round(statistics.fmean(some), 3) for some in groups.values()],
     }
-    return Result([value], details)
+    return Result([statistics.fmean(everything)], details)
 
 
 LOCOMO = "BM25 of single turns 0.538 and 0.612 among the first 5 and 10, cosines of MiniLM 0.337 and 0.428"

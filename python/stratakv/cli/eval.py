@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stratakv.cli import options
+from stratakv.cli import eval_memory, options
 from stratakv.cli.errors import UsageError
 from stratakv.cli.eval_report import PERPLEXITY, Report
 from stratakv.cli.files import read_texts
@@ -48,7 +48,14 @@ PIECE = 16
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `eval`."""
+    """Adds the arguments of `eval`, and what else can be measured."""
+    subjects = parser.add_subparsers(
+        dest="subject", metavar="memory", help="measure what is recalled of conversations instead"
+    )
+    summary = "how much of what answers a question is recalled from long conversations"
+    eval_memory.configure(
+        subjects.add_parser("memory", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    )
     parser.add_argument(
         "--tasks",
         type=_tasks,
@@ -126,6 +133,8 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Asks what the report does not yet have, and reports."""
+    if args.subject == "memory":
+        return eval_memory.run(args, out)
     source = find_model(args.model)
 
     from stratakv.cli.engine import Interrupt, StoppedError

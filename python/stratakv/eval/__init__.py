@@ -1,7 +1,8 @@
 """What a model is asked about a long text, and how its answers are judged.
 
 What it is: real text cut to a length (`haystack`), facts put into it or lists made (`families`), and
-questions that know their answers (`question`). What it is not: it runs no model and opens no cache,
+questions that know their answers (`question`); conversations with questions about them
+(`conversations`). What it is not: it runs no model and opens no cache,
 which `stratakv eval` does.
 
 Source of the families: Hsieh et al., "RULER", 2024 (arXiv:2404.06654). Different from it: one text
