@@ -126,7 +126,7 @@ def examine(memory: Engram, conversation: Conversation, depths: Sequence[int]) -
             continue
         hits = memory.recall(asked.text, user=user, k=max(depths))
         found = [said[hit.memory.id] for hit in hits]
-        result = {"conversation": user, "question": asked.text, "kind": asked.kind}
+        result: dict[str, Any] = {"conversation": user, "question": asked.text, "kind": asked.kind}
         for k in depths:
             result |= {f"{name}@{k}": value for name, value in shares(asked, found[:k], turns).items()}
         yield result
