@@ -54,6 +54,14 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_caches_need_no_image_library():
+    """Models of images are registered on import; Pillow and torchvision are for those who use them."""
+    code = (
+        "import sys; sys.modules |= {'PIL': None, 'torchvision': None}; import stratakv; stratakv.TieredCache"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_missing_transformers_says_what_to_install():
     code = (
         "import sys; sys.modules['transformers'] = None\n"

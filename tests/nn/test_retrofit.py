@@ -204,7 +204,8 @@ def test_is_not_loaded_without_its_connections(tmp_path):
     assert "mhc_llama" in done.stderr
 
 
-@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+# Not Gemma 2: in transformers 5.15 its own attention leaves out the cap on scores that attach applies.
+@pytest.mark.parametrize("family", ["Llama", "Olmo2"])
 def test_generates_through_the_tiered_cache(tmp_path, family):
     from stratakv.hf.library import cache_kwargs
 

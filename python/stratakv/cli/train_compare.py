@@ -22,15 +22,15 @@ __all__ = ["DEFAULTS", "compare"]
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 2048,
     "hidden_size": 128,
-    "num_layers": 8,
+    "num_layers": 6,
     "num_heads": 4,
     "num_kv_heads": 2,
-    "steps": 300,
-    "batch": 8,
+    "steps": 400,
+    "batch": 4,
     "length": 128,
     "lr": 2e-3,
-    "warmup": 30,
-    "eval_every": 10,
+    "warmup": 40,
+    "eval_every": 20,
     "save_every": 100,
 }
 EVAL_BATCHES = 4

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
+
+# Not from transformers itself, where it is an error without Pillow (before 5.24 without torchvision, too).
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from stratakv.hf.strata_vision import StrataVLConfig
 from stratakv.nn.vision import NUM_CHANNELS, VisionConfig
