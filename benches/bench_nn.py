@@ -253,7 +253,7 @@ COMPARISON = Path(__file__).parents[1] / "build" / "compare"
     limit="the learning rate falls over all steps, so that much of the loss comes at the end",
 )
 def mhc_steps_to_plain_loss() -> Result:
-    """`stratakv train compare` on a book; about 20 minutes, and a run that was stopped goes on."""
+    """`stratakv train compare` on a book; meant for 20 minutes, and a run that was stopped goes on."""
     from benches.texts import prose
     from stratakv.cli import main
 
