@@ -44,9 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=options.positive,
-        default=6000,
+        default=4000,
         metavar="N",
-        help="length of the text (default: 6000)",
+        help="length of the text (default: 4000)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="the same hidden facts in every run")
     options.add_directory_option(parser, default=None)

@@ -46,21 +46,23 @@ def random_facts(seed: int | None = None) -> list[Fact]:
     """Two facts, without a seed fresh ones each time: no run can know them from another.
 
     Both are numbers of different digits, for things of different kinds: a model of 135M parameters mixes
-    two cities up now and then, and stops early among equal digits, whatever cache it has.
+    two cities up now and then, and stops early among equal digits, whatever cache it has. Of seven kinds of
+    facts hidden together in 6,000 tokens, it found these two (and a ticket's number) in all of five texts,
+    codes, passwords and combinations in none to three.
     """
     chance = secrets.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311  # no secrets here
     city = chance.choice(CITIES)
-    number, code = ("".join(chance.sample("123456789", 5)) for _ in range(2))
+    phone, serial = ("".join(chance.sample("123456789", 5)) for _ in range(2))
     return [
         Fact(
-            f"The special magic number for {city} is {number}.",
-            f"What is the special magic number for {city}?",
-            number,
+            f"The phone number of the bakery in {city} is {phone}.",
+            f"What is the phone number of the bakery in {city}?",
+            phone,
         ),
         Fact(
-            f"The access code for the old lighthouse is {code}.",
-            "What is the access code for the old lighthouse?",
-            code,
+            f"The serial number of the red telescope is {serial}.",
+            "What is the serial number of the red telescope?",
+            serial,
         ),
     ]
 
