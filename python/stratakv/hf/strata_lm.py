@@ -257,8 +257,7 @@ class StrataForCausalLM(StrataPreTrainedModel, GenerationMixin):  # type: ignore
 
         The arguments are those of every causal model of transformers.
         """
-        return_dict = kwargs.pop("return_dict", None)
-        num_items = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+        told = causal_arguments(kwargs)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -267,16 +266,36 @@ class StrataForCausalLM(StrataPreTrainedModel, GenerationMixin):  # type: ignore
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits_BTV = self.lm_head(output.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size, **num_items
-            )
-        cache = {CACHE_ARGUMENT: output.get(CACHE_ARGUMENT)}
-        result = CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **cache)
-        return result.to_tuple() if return_dict is False else result
+        result: CausalLMOutputWithPast = causal_output(self, output, labels, logits_to_keep, told)
+        return result
+
+
+def causal_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a forward pass's arguments those that its end needs, see `causal_output`."""
+    return {name: kwargs.pop(name) for name in ("return_dict", "num_items_in_batch") if name in kwargs}
+
+
+def causal_output(
+    model: Any, output: Any, labels: Tensor | None, logits_to_keep: int | Tensor, told: dict[str, Any]
+) -> Any:
+    """The end of a causal model's forward pass: logits (B, T, V) of what is kept, and the loss.
+
+    Args:
+        model: has an `lm_head` and a `loss_function`.
+        output: of its decoder.
+        labels: (B, T), or None for no loss.
+        logits_to_keep: so many of the last tokens, 0 for all; or which.
+        told: what `causal_arguments` took.
+    """
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    logits_BTV = model.lm_head(output.last_hidden_state[:, kept])
+    return_dict, loss = told.pop("return_dict", None), None
+    if labels is not None:
+        loss = model.loss_function(logits=logits_BTV, labels=labels, vocab_size=logits_BTV.shape[-1], **told)
+    result = CausalLMOutputWithPast(
+        loss=loss, logits=logits_BTV, **{CACHE_ARGUMENT: output.get(CACHE_ARGUMENT)}
+    )
+    return result.to_tuple() if return_dict is False else result
 
 
 AutoConfig.register("strata", StrataConfig)

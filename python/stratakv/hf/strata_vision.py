@@ -27,8 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from stratakv.hf.compat import CACHE_ARGUMENT
-from stratakv.hf.strata_lm import StrataConfig, StrataModel
+from stratakv.hf.strata_lm import StrataConfig, StrataModel, causal_arguments, causal_output
 from stratakv.nn.transformer import INITIAL_STD
 from stratakv.nn.vision import ImageEncoder, StrataVisionLM, VisionConfig, VisionParts
 
@@ -230,8 +229,7 @@ class StrataForConditionalGeneration(StrataVLPreTrainedModel, GenerationMixin): 
 
         Arguments as for `StrataVLModel`, and those of every causal model of transformers.
         """
-        return_dict = kwargs.pop("return_dict", None)
-        num_items = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+        told = causal_arguments(kwargs)
         output = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -242,16 +240,8 @@ class StrataForConditionalGeneration(StrataVLPreTrainedModel, GenerationMixin): 
             image_tokens_before=image_tokens_before,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits_BTV = self.lm_head(output.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits_BTV, labels=labels, vocab_size=logits_BTV.shape[-1], **num_items
-            )
-        cache = {CACHE_ARGUMENT: output.get(CACHE_ARGUMENT)}
-        result = CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **cache)
-        return result.to_tuple() if return_dict is False else result
+        result: CausalLMOutputWithPast = causal_output(self, output, labels, logits_to_keep, told)
+        return result
 
     # Its signature, too: generation looks there for the name that a cache has in this release.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
