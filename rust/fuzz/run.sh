@@ -19,8 +19,7 @@ RUSTFLAGS="$coverage -Ccodegen-units=1 -Cdebug-assertions --cfg fuzzing" \
 # The seeds need no instrumentation, and their program has no fuzzer to feed it.
 cargo run --locked --quiet -p stratakv-fuzz --bin fuzz_seeds -- fuzz/corpus
 
-# Not yet fuzz_memory: some input of its takes longer than the time limit.
-targets=(fuzz_segment fuzz_session fuzz_recovery)
+targets=(fuzz_segment fuzz_session fuzz_recovery fuzz_memory)
 for target in "${targets[@]}"; do
     mkdir -p fuzz/artifacts fuzz/corpus/"$target"
     echo "$target: $((seconds / ${#targets[@]})) s" >&2

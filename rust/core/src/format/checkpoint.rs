@@ -113,7 +113,8 @@ fn check(rows: &[Row], leaves: &[Leaf], authors: &[String]) -> Result<(), Flaw> 
             && is_author(row.author)
             && is_row(row.previous)
             && is_row(row.next)
-            // Versions lead one way, or who follows them would never arrive.
+            // Versions lead one way, or who follows them would never arrive; 0 stands for none.
+            && row.id != 0
             && (row.superseded_by == 0 || row.superseded_by > row.id)
             && (row.supersedes == 0 || row.supersedes < row.id)
     };

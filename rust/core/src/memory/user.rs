@@ -229,8 +229,9 @@ impl User {
     fn apply(&mut self, place: Place, record: &Record) {
         match record {
             Record::Memory { id, stored } => {
-                // A number out of order is none that this program wrote.
-                if self.rows.all().last().is_some_and(|last| last.id >= *id) {
+                // A number out of order is none that this program wrote, nor is 0, which stands for none: a
+                // memory of that number would be its own older version without end.
+                if self.rows.all().last().map_or(0, |last| last.id) >= *id {
                     return;
                 }
                 let words = self.words.count(&stored.text);

@@ -43,6 +43,23 @@ fn a_torn_record_does_not_cover_later_ones() {
     }
 }
 
+/// 0 stands for no memory: one of that number would be its own older version.
+#[test]
+fn a_memory_without_a_number_is_none() {
+    let disk = MemoryDisk::new();
+    let ana = scope("ana");
+    open(&disk).remember(&ana, &[Draft::new("before")]).unwrap();
+    let log = log_of(&disk);
+    let generation = LogHead::decode(&disk.content(&log).unwrap()).unwrap().generation;
+    let none = record(0, "none").encode(generation, LOG_RECORDS_AT);
+    let one = record(1, "one").encode(generation, LOG_RECORDS_AT + none.len() as u64);
+    let file = disk.open(&log, Access::Write, Usage::Metadata).unwrap();
+    file.write_at(&[&none, &one], LOG_RECORDS_AT).unwrap();
+    let engram = open(&disk);
+    assert_eq!(texts(&engram.list(&ana, None, 0, 9).unwrap()), ["one"]);
+    assert_eq!(texts(&engram.history(&ana, 1).unwrap()), ["one"]);
+}
+
 /// Also with a checkpoint that ends before the torn record, and where nothing comes after it.
 #[test]
 fn a_torn_end_is_written_over() {
