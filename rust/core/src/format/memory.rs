@@ -268,6 +268,10 @@ fn decode_memory(payload: &[u8]) -> Result<Stored, Flaw> {
     let (supersedes, dimension, flags) = (reader.u64()?, reader.u32()? as usize, reader.u32()?);
     let vector = reader.take(dimension.saturating_mul(4))?;
     let vector = vector.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();
+    // None is ever written, and one would be near to nothing and equal to nothing, itself included.
+    if !vector.iter().all(|value| value.is_finite()) {
+        return Err("has a vector with elements that are no numbers".into());
+    }
     let mut name = |flag| -> Result<Option<String>, Flaw> {
         let text = reader.text()?;
         Ok((flags & flag != 0).then_some(text))
@@ -323,6 +327,14 @@ mod tests {
             prop_assert_eq!(MemorySettings::decode(&settings.encode()).unwrap(), settings);
             let head = LogHead { generation, next_id: id, user };
             prop_assert_eq!(LogHead::decode(&head.encode()).unwrap(), head);
+        }
+
+        #[test]
+        fn a_vector_that_has_no_direction_is_refused(stored in stored(), infinite in any::<bool>()) {
+            let element = if infinite { f32::NEG_INFINITY } else { f32::NAN };
+            let stored = Stored { vector: [stored.vector, vec![element]].concat(), ..stored };
+            let bytes = Record::Memory { id: 1, stored }.encode(7, 8192);
+            prop_assert!(read(&bytes, 7, 8192).unwrap_err().to_string().contains("no numbers"));
         }
 
         #[test]
