@@ -6,7 +6,9 @@
 //! own and in structures of their own; a user's log is the only truth, and everything else
 //! is derived from it; what is acknowledged is durable; what is forgotten is in no file.
 
+mod bm25;
 mod clues;
+mod cosines;
 mod derived;
 mod engram;
 mod erase;

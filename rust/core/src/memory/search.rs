@@ -3,15 +3,15 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
+use super::bm25::{Corpus, Searched, TextScores};
 use super::clues::Clues;
-use super::fusion::{Ranges, Signals, WINDOW_UNIT, Weights};
+use super::cosines::Cosines;
+use super::fusion::{Ranges, Signals, Weights};
 use super::graph::Graph;
 use super::memory::{Memory, When, check_vector};
-use super::rows::{Row, Rows};
+use super::rows::Rows;
 use super::scope::Scope;
-use super::text::{Corpus, TextScores};
 use super::user::User;
-use super::vectors::Vectors;
 use crate::error::{Error, Result};
 
 /// Most memories that one call gives.
@@ -19,7 +19,7 @@ pub const RECALL_MAX: usize = 10_000;
 
 /// Fewest rows that are rated of the nearest, and of the best by words.
 const POOL_MIN: usize = 128;
-/// How many times as many rows are asked whether they are visible as are wanted of the best.
+/// How many times as many rows are found by words as are rated, since not all may be visible.
 const BETTER_PART: usize = 4;
 
 /// What is asked.
@@ -91,44 +91,50 @@ impl User {
     /// `Invalid`, `Io`.
     pub(super) fn recall(&mut self, scope: &Scope, query: &Query, now: i64) -> Result<Vec<Hit>> {
         self.check(query)?;
+        if let Some(vector) = &query.vector {
+            self.load_vectors(vector.len())?;
+        }
+        let mut scores = std::mem::take(&mut self.scores);
+        let best = self.best(scope, query, now, &mut scores);
+        self.scores = scores;
+        self.tell(best?, query.k)
+    }
+
+    /// Rows that are rated, the best on top.
+    fn best(
+        &self,
+        scope: &Scope,
+        query: &Query,
+        now: i64,
+        scores: &mut TextScores,
+    ) -> Result<BinaryHeap<Candidate>> {
         let when = query.when.unwrap_or_else(|| When::now(now));
         let covered = self.rows.covered(scope.names());
         let corpus = Corpus::of(&self.rows, &covered);
         let authors = self.rows.authors_of(&covered);
         let text = query.text.as_deref().unwrap_or_default();
         let (words, clues) = (self.asked_words(text, &authors), Clues::of(text, &authors));
-        self.scores.score(&self.rows, &self.index, &words, &corpus, &covered);
-        if let Some(vector) = &query.vector {
-            self.load_vectors(vector.len())?;
-        }
-        let visible = |row: &Row| covered[row.leaf as usize] && self.rows.is_present(row, &when, now);
-        let rated = self.rated(query, &covered, &corpus, &clues);
-        let rows = self.pool(&rated, query.k, visible)?;
-        let best = rated.rank(&rows, &query.weights);
-        self.tell(best, query.k)
+        let visible = |row: u32| {
+            let row = self.rows.row(row);
+            covered[row.leaf as usize] && self.rows.is_present(row, &when, now)
+        };
+        let pool = POOL_MIN.max(2 * query.k);
+        let cosines = self.cosines(query, &covered, &corpus);
+        let near = cosines.as_ref().map_or(Ok(Vec::new()), |all| self.nearest(all, pool, &visible))?;
+        let searched = Searched { rows: &self.rows, index: &self.index, covered: &covered, corpus };
+        scores.score(&searched, &words, BETTER_PART * pool);
+        let mut rows = scores.best(&searched, pool, &near, visible);
+        rows.extend(near);
+        rows.sort_unstable();
+        rows.dedup();
+        Ok(Rated { rows: &self.rows, text: scores, clues: &clues, cosines }.rank(&rows, &query.weights))
     }
 
-    /// All signals of a query, the exact cosines only where every vector is looked at.
-    fn rated<'a>(
-        &'a self,
-        query: &Query,
-        covered: &'a [bool],
-        corpus: &Corpus,
-        clues: &'a Clues,
-    ) -> Rated<'a> {
-        let cosines = match (&query.vector, &self.vectors) {
-            (Some(vector), Some(vectors)) => {
-                let query = vectors.query(vector);
-                let values = if self.asks_graph(corpus) {
-                    None
-                } else {
-                    Some(cosines(&self.rows, vectors, &query, covered))
-                };
-                Some(Cosines { vectors, query, values })
-            }
-            _ => None,
-        };
-        Rated { rows: &self.rows, text: &self.scores, covered, clues, cosines }
+    /// Cosines with a query, all of them taken where every vector is looked at.
+    fn cosines<'a>(&'a self, query: &Query, covered: &'a [bool], corpus: &Corpus) -> Option<Cosines<'a>> {
+        let vectors = self.vectors.as_ref()?;
+        let cosines = Cosines::new(&self.rows, vectors, query.vector.as_ref()?, covered);
+        Some(if self.asks_graph(corpus) { cosines } else { cosines.all() })
     }
 
     /// The words to look for. Authors' names are clues, not words, unless there are no others.
@@ -150,36 +156,23 @@ impl User {
             && self.graph.as_ref().is_some_and(|graph| unindexed(graph) <= self.home.exact_rows_max)
     }
 
-    /// The rows that are rated: the best by words, and the nearest.
-    fn pool(&self, rated: &Rated<'_>, k: usize, visible: impl Fn(&Row) -> bool + Copy) -> Result<Vec<u32>> {
-        let count = POOL_MIN.max(2 * k);
-        let mut rows = match &rated.cosines {
-            None => Vec::new(),
-            Some(Cosines { values: Some(_), .. }) => rated.nearest(0, count, visible),
-            Some(Cosines { query, .. }) => self.proposed(rated, query, count, visible)?,
-        };
-        rows.extend(rated.best_by_words(count, visible));
-        rows.sort_unstable();
-        rows.dedup();
-        Ok(rows)
-    }
-
-    /// The nearest as the graph has them, and of those that are not in it yet.
-    fn proposed(
+    /// The nearest visible rows: of all, or as the graph has them, with those that are not in it yet.
+    fn nearest(
         &self,
-        rated: &Rated<'_>,
-        query: &[f32],
+        cosines: &Cosines<'_>,
         count: usize,
-        visible: impl Fn(&Row) -> bool + Copy,
+        visible: &impl Fn(u32) -> bool,
     ) -> Result<Vec<u32>> {
-        let Some(graph) = &self.graph else { return Ok(Vec::new()) };
-        let is_visible = |row: u32| self.rows.get(row).is_some_and(visible);
-        let mut rows = graph.nearest(query, count, is_visible)?;
+        let Some(graph) = self.graph.as_ref().filter(|_| !cosines.are_all()) else {
+            return Ok(cosines.nearest(0, count, visible));
+        };
+        let is_visible = |row: u32| self.rows.get(row).is_some() && visible(row);
+        let mut rows = graph.nearest(cosines.query(), count, is_visible)?;
         if rows.len() < count {
             // A graph of which little is visible may miss some that are.
-            return Ok(rated.nearest(0, count, visible));
+            return Ok(cosines.nearest(0, count, visible));
         }
-        rows.extend(rated.nearest(graph.rows(), count, visible));
+        rows.extend(cosines.nearest(graph.rows(), count, visible));
         Ok(rows)
     }
 
@@ -209,107 +202,26 @@ impl User {
     }
 }
 
-/// Cosines of all rows that are covered and have a vector; NaN for the others.
-fn cosines(rows: &Rows, vectors: &Vectors, query: &[f32], covered: &[bool]) -> Vec<f32> {
-    let mut cosines = vec![f32::NAN; rows.len()];
-    let counts = |row: usize| {
-        let row = rows.row(row as u32);
-        row.has_vector() && covered[row.leaf as usize]
-    };
-    let mut first = 0;
-    while first < rows.len() {
-        let run = (first..rows.len()).take_while(|row| counts(*row)).count();
-        vectors.cosines(query, first, &mut cosines[first..first + run]);
-        first += run + 1;
-    }
-    cosines
-}
-
-/// Cosines with one query.
-struct Cosines<'a> {
-    vectors: &'a Vectors,
-    query: Vec<f32>,
-    /// Of all rows, NaN for none; `None` where they are taken as they are needed.
-    values: Option<Vec<f32>>,
-}
-
 /// All signals of one query.
 struct Rated<'a> {
     rows: &'a Rows,
     text: &'a TextScores,
-    covered: &'a [bool],
     clues: &'a Clues,
     cosines: Option<Cosines<'a>>,
 }
 
 impl Rated<'_> {
-    fn cosine(&self, row: u32) -> Option<f32> {
-        let Cosines { vectors, query, values } = self.cosines.as_ref()?;
-        if let Some(values) = values {
-            return values.get(row as usize).copied().filter(|cosine| !cosine.is_nan());
-        }
-        let here = self.rows.row(row);
-        if !here.has_vector() || !self.covered[here.leaf as usize] {
-            return None;
-        }
-        let mut cosine = [0.0];
-        vectors.cosines(query, row as usize, &mut cosine);
-        Some(cosine[0])
-    }
-
-    /// Cosine of the window's sum, for rows that have a vector themselves.
-    fn cosine_window(&self, row: u32) -> Option<f32> {
-        self.cosine(row)?;
-        let products = self.rows.window(row);
-        let products = products.map(|(member, units)| units as f32 * self.cosine(member).unwrap_or(0.0));
-        let length = self.cosines.as_ref()?.vectors.window_length(row);
-        Some(products.sum::<f32>() / WINDOW_UNIT as f32 / length)
-    }
-
     fn signals(&self, row: u32) -> Signals {
         let (bm25, bm25_window) = self.text.of(row);
+        let cosines = self.cosines.as_ref();
+        let known = |cosine: Option<f32>| cosine.unwrap_or(f32::NAN);
         Signals {
             bm25,
             bm25_window,
-            cosine: self.cosine(row).unwrap_or(f32::NAN),
-            cosine_window: self.cosine_window(row).unwrap_or(f32::NAN),
+            cosine: known(cosines.and_then(|cosines| cosines.of(row))),
+            cosine_window: known(cosines.and_then(|cosines| cosines.of_window(row))),
             ..self.clues.of_row(self.rows, row)
         }
-    }
-
-    /// The nearest visible rows from `first` on.
-    fn nearest(&self, first: usize, count: usize, visible: impl Fn(&Row) -> bool) -> Vec<u32> {
-        let rows = first as u32..self.rows.len() as u32;
-        let rows = rows.filter(|row| visible(self.rows.row(*row)));
-        let mut near: Vec<(f32, u32)> =
-            rows.filter_map(|row| Some((self.cosine_window(row)?, row))).collect();
-        if near.len() > count {
-            near.select_nth_unstable_by(count, |a, b| b.0.total_cmp(&a.0));
-            near.truncate(count);
-        }
-        near.into_iter().map(|(_, row)| row).collect()
-    }
-
-    /// The visible rows that have a word of the query in their window, or the best of them. Of very
-    /// many only the better part is asked whether it is visible.
-    fn best_by_words(&self, count: usize, visible: impl Fn(&Row) -> bool) -> Vec<u32> {
-        let better = |a: &u32, b: &u32| self.text.of(*b).1.total_cmp(&self.text.of(*a).1);
-        let cut = |rows: &mut Vec<u32>, count: usize| {
-            if rows.len() > count {
-                rows.select_nth_unstable_by(count, better);
-                rows.truncate(count);
-            }
-        };
-        let touched = self.text.touched();
-        let mut rows = touched.to_vec();
-        cut(&mut rows, BETTER_PART * count);
-        let is_part = rows.len() < touched.len();
-        rows.retain(|row| visible(self.rows.row(*row)));
-        if rows.len() < count && is_part {
-            rows = touched.iter().copied().filter(|row| visible(self.rows.row(*row))).collect();
-        }
-        cut(&mut rows, count);
-        rows
     }
 
     /// Some rows as a heap, the best on top.

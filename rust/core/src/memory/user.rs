@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
+use super::bm25::TextScores;
 use super::graph::Graph;
 use super::log::{Damage, Log, Place};
 use super::memory::{Draft, Memory, When};
 use super::rows::{Row, Rows};
 use super::scope::{Names, Scope};
-use super::text::{TextIndex, TextScores};
+use super::text::TextIndex;
 use super::vectors::Vectors;
 use super::words::Words;
 use crate::error::{Error, Result};
