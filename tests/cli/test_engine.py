@@ -5,6 +5,7 @@ import signal
 import pytest
 from transformers import DynamicCache
 
+from stratakv.cli import engine
 from stratakv.cli.engine import Driver, Interrupt, StoppedError, TextStream
 from stratakv.cli.models import find_model, load
 from stratakv.cli.output import Output
@@ -101,6 +102,20 @@ def test_ctrl_c_stops_between_chunks_and_twice_stops_at_once(driver):
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_what_is_read_is_kept_now_and_then_and_when_stopped(driver, monkeypatch):
+    ids, kept = encode(driver.loaded.tokenizer, "x" * 64), []
+    driver.keep = lambda: kept.append(driver.cache.get_seq_length())
+    driver.prefill(ids[:40])
+    assert kept == []
+    monkeypatch.setattr(engine, "KEEP_SECONDS", 0)
+    driver.prefill(ids[:56])
+    assert kept == [40]
+    driver.interrupt.requested = True
+    with pytest.raises(StoppedError):
+        driver.prefill(ids)
+    assert kept == [40, 56]
 
 
 def test_streamed_text_is_the_whole_text(loaded):

@@ -35,7 +35,7 @@ def test_every_task_is_asked_and_reported(asked, capsys, tmp_path):
     assert asked("--tasks", "all", "--lengths", "2K,3072", "--count", "4", "--budget", "256") == 0
     report = json.loads(capsys.readouterr().out)
     of = {(one["family"], one["length"]): one for one in report["summary"]}
-    families = {"needle": 4, "keys": 4, **dict.fromkeys(TASKS[2:], 1)}
+    families = {"needle": 4, "facts": 4, "keys": 4, **dict.fromkeys(TASKS[3:], 1)}
     assert {key: one["questions"] for key, one in of.items()} == {
         (family, length): count for family, count in families.items() for length in (2048, 3072)
     }
@@ -48,7 +48,7 @@ def test_every_task_is_asked_and_reported(asked, capsys, tmp_path):
             assert one["prompt_tokens"] <= one["length"] + 160
             assert 0 < one["read_tokens"] <= 512
             assert one["score"] == 0
-    assert report["prefill_seconds"].keys() == {
+    assert report["reading"].keys() == {
         f"{task} {length}"
         for task in (*(f"needle-{number}" for number in range(1, 5)), *TASKS[1:])
         for length in (2048, 3072)
@@ -94,7 +94,7 @@ def test_a_report_of_other_settings_is_refused_and_left_alone(asked, capsys, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "needle,hay"], "'hay' is no task: there are needle, keys,"),
+        (["--tasks", "needle,hay"], "'hay' is no task: there are needle, facts,"),
         (["--lengths", "12"], "accepted are whole numbers of tokens from 1024 on"),
         (["--lengths", "4KiB"], "such as 4096, 16K or 1M"),
         (["--count", "3"], "'3' is not a whole number from 4 to 40"),

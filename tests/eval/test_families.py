@@ -55,7 +55,7 @@ def test_every_answer_stands_in_the_text_and_a_reply_that_gives_all_scores_one(f
             assert 0 < question.score(question.answers[0]) < 1
 
 
-@pytest.mark.parametrize("family", ["needle", "keys"])
+@pytest.mark.parametrize("family", ["needle", "facts", "keys"])
 def test_facts_stand_at_depths_all_over_the_text(family):
     found = made([family], 20_000, count=20)
     depths = []

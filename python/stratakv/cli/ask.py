@@ -102,11 +102,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     ):
         if cache.attachment is None:
             _warn_if_long(loaded, prompt, args.max_new_tokens, out)
-        driver = Driver(loaded, cache, interrupt=interrupt, out=out, chunk=args.chunk, show=args.progress)
+        settings = {"chunk": args.chunk, "show": args.progress, "keep": cache.save}
+        driver = Driver(loaded, cache, interrupt=interrupt, out=out, **settings)
         try:
             report = _answer(driver, cache, prompt, args)
         except StoppedError as stopped:
-            cache.save()
             out.note(
                 f"stopped: {format_count(stopped.done)} of {format_count(stopped.total)} tokens are kept as "
                 f"session {prompt.session}; the same command goes on from there"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver", "Interrupt", "Prefilled", "StoppedError", "TextStream", "peak_rss_bytes", "tiers_of"]
 
+KEEP_SECONDS = 60
+"""Between two saves while a long text is read."""
 LINE_TOKENS_MAX = 64  # a stream's open line is re-decoded per token: bounded, or long lines cost O(n^2)
 
 
@@ -60,7 +62,7 @@ class Looking(Protocol):
 
 
 class StoppedError(Exception):
-    """The user pressed Ctrl-C and the cache is at a token boundary: save, then leave."""
+    """The user pressed Ctrl-C, and the cache is at a token boundary."""
 
     def __init__(self, done: int, total: int) -> None:
         super().__init__(f"stopped after {done} of {total} tokens")
@@ -110,6 +112,8 @@ class Driver:
         out: where progress is shown.
         chunk: tokens per step of a prefill.
         show: whether progress is shown; None on a terminal only.
+        keep: saves the cache. Called each minute of a prefill, so that a killed process loses no more, and
+            when it is stopped.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class Driver:
         out: Output,
         chunk: int = 512,
         show: bool | None = None,
+        keep: Callable[[], None] | None = None,
     ) -> None:
         self.loaded = loaded
         self.cache = cache
@@ -128,6 +133,7 @@ class Driver:
         self.out = out
         self.chunk = chunk
         self.show = show
+        self.keep = keep
 
     def prefill(self, ids: Sequence[int], *, label: str = "prefill", quiet: bool = False) -> Prefilled:
         """Makes the cache cover all of `ids`, of which it may already cover a prefix.
@@ -135,23 +141,31 @@ class Driver:
         Where it covers all of them, the last token is computed again: its logits are needed.
 
         Raises:
-            StoppedError: Ctrl-C; the chunks done so far are in the cache.
+            StoppedError: Ctrl-C; the chunks done so far are in the cache, and kept.
         """
         covered = self.cache.get_seq_length()
         if covered >= len(ids):
             self.cache.crop(len(ids) - 1 - covered)
             covered = len(ids) - 1
-        start = time.perf_counter()
+        start = kept = time.perf_counter()
         logits_V = torch.empty(0)
         show = False if quiet else self.show
         with Progress(self.out.stderr, label=label, total=len(ids), done=covered, show=show) as progress:
             for position in range(covered, len(ids), self.chunk):
                 if self.interrupt.requested:
-                    raise StoppedError(position, len(ids))
+                    self._stop(position, len(ids))
+                if self.keep is not None and time.perf_counter() > kept + KEEP_SECONDS:
+                    self.keep()
+                    kept = time.perf_counter()
                 piece = ids[position : position + self.chunk]
                 logits_V = self.step(piece)
                 progress.update(position + len(piece), self._tiers() if progress.enabled else None)
         return Prefilled(len(ids) - covered, time.perf_counter() - start, logits_V)
+
+    def _stop(self, done: int, total: int) -> NoReturn:
+        if self.keep is not None:
+            self.keep()
+        raise StoppedError(done, total)
 
     def prefill_question(
         self, ids: Sequence[int], *, look: bool = True, label: str = "prefill", quiet: bool = False
@@ -179,7 +193,7 @@ class Driver:
 
         def check_interrupt(done: int, total: int) -> None:
             if self.interrupt.requested:
-                raise StoppedError(self.cache.get_seq_length(), len(ids))
+                self._stop(self.cache.get_seq_length(), len(ids))
 
         start = time.perf_counter()
         self.cache.look(list(ids), on_token=check_interrupt)

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import eval_memory, options
@@ -94,6 +94,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON file of the results, written after every answer; a run that was stopped goes on from it",
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the sessions of the texts (default: remove them at the end)"
+    )
     options.add_budget_option(parser)
     options.add_look_option(parser)
     options.add_tier_options(parser, ram="1GiB")
@@ -158,7 +161,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         try:
             for length in args.lengths:
                 examiner.examine(length)
-            examiner.remove_sessions()
+            if not args.keep:
+                examiner.remove_sessions()
         except TooShortError as error:
             raise UsageError(str(error), "give more --text, or shorter --lengths") from None
         except StoppedError as stopped:
@@ -287,8 +291,6 @@ class Examiner:
     @contextlib.contextmanager
     def _read(self, kind: str, length: int, context: list[int]) -> Iterator[TieredCache]:
         """A cache that covers a text; what is read of it is kept, when stopped too."""
-        from stratakv.cli.engine import StoppedError
-
         args = self.args
         settings = f"{self.loaded.name} {self.loaded.dtype} {args.budget} {context}"
         name = f"eval-{kind}-{length}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
@@ -300,16 +302,16 @@ class Examiner:
             # A resumed session holds back its last token: one to compute is a text that is known.
             if cache.match(context) < len(context) - 1:
                 label = f"{kind} {format_count(length)}"
+                known, start = cache.get_seq_length(), time.perf_counter()
                 try:
-                    seconds = self._driver(cache).prefill(context, label=label).seconds
-                except StoppedError:
+                    self._driver(cache, keep=cache.save).prefill(context, label=label)
                     cache.save()
-                    raise
-                cache.save()
-                self.report.times[f"{kind} {length}"] = round(seconds, 2)
+                finally:
+                    read = cache.get_seq_length() - known
+                    self.report.add_reading(f"{kind} {length}", read, time.perf_counter() - start)
             yield cache
 
-    def _driver(self, cache: TieredCache) -> Driver:
+    def _driver(self, cache: TieredCache, *, keep: Callable[[], None] | None = None) -> Driver:
         from stratakv.cli.engine import Driver
 
         return Driver(
@@ -319,6 +321,7 @@ class Examiner:
             out=self.out,
             chunk=self.args.chunk,
             show=self.args.progress,
+            keep=keep,
         )
 
     def remove_sessions(self) -> None:

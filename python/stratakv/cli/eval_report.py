@@ -31,15 +31,18 @@ class Report:
         self.path = None if path is None else Path(path)
         self.settings = settings
         self.results: list[dict[str, Any]] = []
-        # Seconds of each text that was read in this run.
-        self.times: dict[str, float] = {}
+        # Tokens and seconds of what was read of each text, over all runs.
+        self.reading: dict[str, dict[str, float]] = {}
+        self.peak_memory_bytes = 0
         if self.path is not None and self.path.exists():
-            self.results = self._resumed(self.path)
+            self._resume(self.path)
 
-    def _resumed(self, path: Path) -> list[dict[str, Any]]:
+    def _resume(self, path: Path) -> None:
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            settings, results = saved["settings"], list(saved["results"])
+            settings, self.results = saved["settings"], list(saved["results"])
+            self.reading = dict(saved["reading"])
+            self.peak_memory_bytes = int(saved["peak_memory_bytes"])
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{path} is not a report of `stratakv eval`", "give another --report") from None
         differing = [key for key in self.settings if settings.get(key) != self.settings[key]]
@@ -49,7 +52,6 @@ class Report:
                 f"{path} is of other settings: {'; '.join(parts)}",
                 "give the same ones to go on, or another --report",
             )
-        return results
 
     def has(self, length: int, family: str, question: str) -> bool:
         """Whether that question was answered."""
@@ -57,8 +59,22 @@ class Report:
         return any((one["length"], one["family"], one["question"]) == wanted for one in self.results)
 
     def add(self, result: dict[str, Any]) -> None:
-        """Takes a result, and writes the file anew beside the old one."""
+        """Takes a result, and writes it down."""
         self.results.append(result)
+        self._write()
+
+    def add_reading(self, text: str, tokens: int, seconds: float) -> None:
+        """Notes how long it took to read a part of a text, and writes it down."""
+        before = self.reading.get(text, {"tokens": 0, "seconds": 0.0})
+        seconds = round(before["seconds"] + seconds, 2)
+        self.reading[text] = {"tokens": before["tokens"] + tokens, "seconds": seconds}
+        self._write()
+
+    def _write(self) -> None:
+        """Writes the file anew beside the old one."""
+        from stratakv.cli.engine import peak_rss_bytes
+
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak_rss_bytes() or 0)
         if self.path is None:
             return
         beside = self.path.with_name(self.path.name + ".new")
@@ -66,11 +82,12 @@ class Report:
         beside.replace(self.path)
 
     def as_dict(self) -> dict[str, Any]:
-        """Settings, the mean of every family and length, seconds of prefill, and each answer."""
+        """Settings, the mean of every family and length, what was read how fast, and each answer."""
         return {
             "settings": self.settings,
             "summary": self.summary(),
-            "prefill_seconds": self.times,
+            "reading": self.reading,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "results": self.results,
         }
 

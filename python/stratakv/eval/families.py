@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from stratakv.eval.haystack import Haystack
 from stratakv.eval.question import Question, Trial
-from stratakv.eval.words import CITIES, NAMES, NOUNS, coined_words
+from stratakv.eval.words import CITIES, NAMES, NOUNS, NUMBERED, coined_words
 
 __all__ = ["FAMILIES", "LISTS", "trials"]
 
@@ -52,6 +52,21 @@ def _one_of_many(family: str, chance: random.Random, count: int) -> Facts:
         sentences.append((depth, f"The {fact} {number}."))
         question = f"What is the special magic number for {city}?"
         questions.append(Question(family, question, f"The {fact}", (number,), 12, depth))
+    return sentences, questions
+
+
+def facts(chance: random.Random, count: int) -> Facts:
+    """Numbers of many different things in one text; each is asked for by itself.
+
+    Between `needle` and `keys`: the text is read once for all questions, and no fact is worded like another.
+    """
+    sentences, questions = [], []
+    for thing, number, depth in zip(
+        chance.sample(NUMBERED, count), _numbers(chance, count), _depths(count), strict=True
+    ):
+        sentences.append((depth, f"The {thing} is {number}."))
+        question = f"What is the {thing}?"
+        questions.append(Question("facts", question, f"The {thing} is", (number,), 12, depth))
     return sentences, questions
 
 
@@ -118,6 +133,7 @@ def tracking(chance: random.Random, count: int) -> Facts:
 
 FAMILIES: dict[str, Callable[[random.Random, int], Facts]] = {
     "needle": needles,
+    "facts": facts,
     "keys": keys,
     "values": values,
     "queries": queries,
