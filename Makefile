@@ -5,7 +5,7 @@
 #   make test-transformers VERSION=5.15.1   the tests of models, with that release of transformers
 #   make wheel    a wheel in dist/
 #   make figures  every measured number again (KEY=name for one)
-#   make million  facts in texts of a million tokens: seven hours on 2 cores, goes on where it was stopped
+#   make million  a text of a million tokens: an hour and a half on 2 cores, goes on where it was stopped
 #   make lint     formatters, linters and type checkers
 #   make fuzz     the fuzz targets for SECONDS=60
 #   make schedules  the store's locks under shuttle
@@ -90,7 +90,8 @@ figures: build
 	$(BIN)/python -m benches.figures $(KEY)
 
 million: build
-	$(BIN)/python -m benches.figures needle_1m
+	$(BIN)/python -m benches.figures facts_1m rss_1m_over_allowance disk_1m_bits prefill_1m_over_16k \
+		decode_1m_over_16k decode_1m_cold_over_16k resume_1m_s resume_1m_cold_s
 
 bench: build
 	cargo bench --locked -p stratakv-bench
