@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 from benches.harness import NotMeasurableHereError, Result, figure
 
 DIMENSION = 384
+ROOT = Path(__file__).parent.parent
 CONVERSATIONS = "LOCOMO"
 """The variable that names LoCoMo's file, locomo10.json (CC BY-NC 4.0, not part of this project)."""
 SPREAD = 200
@@ -191,3 +195,183 @@ def recall_p50_ms_10k() -> Result:
 )
 def recall_p50_ms_100k() -> Result:
     return recall_ms(100_000)
+
+
+# A million memories, from below: making a million texts in Python would take longer than all else.
+
+
+@functools.cache
+def engram_figures(what: str, *settings: int) -> dict[str, Any]:
+    """One run of the compiled benchmark `engram-figures` on the same million memories of one user."""
+    command = ["cargo", "run", "--release", "--locked", "--quiet", "-p", "stratakv-bench"]
+    command += ["--bin", "engram-figures", "--", what, million().name, *map(str, settings)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+@functools.cache
+def million() -> tempfile.TemporaryDirectory[str]:
+    """The directory, empty at first."""
+    return tempfile.TemporaryDirectory()
+
+
+def a_million() -> None:
+    """Remembers them and builds their index; once."""
+    engram_figures("fill", 1_000_000, 1)
+    engram_figures("index")
+
+
+@figure(
+    "open_1m_memories_s",
+    "a directory of 1,000,000 memories of one user opened, and 5 of them found by words",
+    unit="s",
+    target=1,
+    at_most=True,
+    peer="none",
+    limit="reading rows and words: one checkpoint",
+    takes_hours=True,
+)
+def open_1m_memories_s() -> Result:
+    a_million()
+    # Not cached: each is a process of its own.
+    return Result([engram_figures.__wrapped__("open")["sample"] for _ in range(5)])
+
+
+@figure(
+    "index_recall10_1m",
+    "of the nearest 10 of 1,000,000 memories, the share that the graph finds",
+    unit="of all",
+    target=0.98,
+    peer="every vector looked at",
+    limit="1",
+    takes_hours=True,
+)
+def index_recall10_1m() -> Result:
+    a_million()
+    found = engram_figures("index")
+    return Result([found["sample"]], {"build_seconds": found["build_seconds"]})
+
+
+@figure(
+    "recall_p50_ms_1m",
+    "recall of 10 out of 1,000,000 memories of one user, by words and vector, the median",
+    unit="ms",
+    target=10,
+    at_most=True,
+    peer="none",
+    limit=RECALL_LIMIT,
+    takes_hours=True,
+)
+def recall_p50_ms_1m() -> Result:
+    a_million()
+    samples = sorted(engram_figures("recall", 1)["samples"])
+    return Result([statistics.median(samples)], {"p99_ms": round(samples[int(0.99 * len(samples))], 2)})
+
+
+# Beside libraries that index vectors and nothing else.
+
+PEER_ROWS = 100_000
+PEER_K = 10
+NEAREST = {"bm25_window": 0.0, "cosine_window": 1.0}
+
+
+def usearch_peer(vectors: Any) -> Any:
+    """16 neighbours, 128 looked at to add and 192 to search, float16: as ours."""
+    index = importlib.import_module("usearch.index").Index(
+        ndim=DIMENSION, metric="cos", dtype="f16", connectivity=16, expansion_add=128, expansion_search=192
+    )
+    index.add(np.arange(len(vectors)), vectors, threads=1)
+    return lambda query: index.search(query, PEER_K, threads=1).keys
+
+
+def hnswlib_peer(vectors: Any) -> Any:
+    index = importlib.import_module("hnswlib").Index(space="cosine", dim=DIMENSION)
+    index.init_index(max_elements=len(vectors), ef_construction=128, M=16)
+    index.set_num_threads(1)
+    index.add_items(vectors)
+    index.set_ef(192)
+    return lambda query: index.knn_query(query, PEER_K)[0][0]
+
+
+def faiss_peer(vectors: Any) -> Any:
+    faiss = importlib.import_module("faiss")
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexHNSWFlat(DIMENSION, 16, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction, index.hnsw.efSearch = 128, 192
+    index.add(vectors)
+    return lambda query: index.search(query[None], PEER_K)[1][0]
+
+
+def sqlite_vec_peer(vectors: Any) -> Any:
+    """No graph: every vector is looked at."""
+    sqlite_vec = importlib.import_module("sqlite_vec")
+    database = importlib.import_module("sqlite3").connect(":memory:")
+    database.enable_load_extension(True)
+    sqlite_vec.load(database)
+    database.execute(f"create virtual table v using vec0(e float[{DIMENSION}] distance_metric=cosine)")
+    rows = ((row, vector.tobytes()) for row, vector in enumerate(vectors))
+    database.executemany("insert into v(rowid, e) values (?, ?)", rows)
+    ask = f"select rowid from v where e match ? and k = {PEER_K}"
+    return lambda query: [row for (row,) in database.execute(ask, (query.tobytes(),))]
+
+
+PEERS = {
+    "usearch": usearch_peer,
+    "hnswlib": hnswlib_peer,
+    "faiss HNSW": faiss_peer,
+    "sqlite-vec": sqlite_vec_peer,
+}
+
+
+def timed(search: Any, queries: Any, exact: list[set[int]]) -> tuple[float, float]:
+    """The median milliseconds of a query, and the share of the exact ten that is found."""
+    milliseconds, found = [], 0
+    for query, expected in zip(queries, exact, strict=True):
+        begin = time.perf_counter()
+        got = search(query)
+        milliseconds.append(1000 * (time.perf_counter() - begin))
+        found += len(expected.intersection(map(int, got)))
+    return statistics.median(milliseconds), found / (PEER_K * len(exact))
+
+
+@figure(
+    "recall_100k_beside_indexes",
+    "the median recall of 10 of 100,000 by vector alone, over the fastest of usearch, hnswlib and faiss",
+    unit="times",
+    target=None,
+    at_most=True,
+    peer="usearch, hnswlib, faiss (HNSW, M 16, 128 and 192) and sqlite-vec, one thread each",
+    limit="1: what is found is also read from the log, with its text and all signals",
+)
+def recall_100k_beside_indexes() -> Result:
+    from stratakv.engram import Engram
+
+    embedder = Vectors()
+    vectors = embedder.embed([str(number) for number in range(PEER_ROWS)]).astype(np.float32)
+    queries = embedder.embed([str(10_000_000 + 7919 * number) for number in range(SPREAD)]).astype(np.float32)
+    exact = [set(map(int, np.argpartition(-(vectors @ query), PEER_K)[:PEER_K])) for query in queries]
+    found = {}
+    for name, make in PEERS.items():
+        try:
+            found[name] = timed(make(vectors), queries, exact)
+        except ModuleNotFoundError as missing:
+            raise NotMeasurableHereError(
+                f"{missing}: install usearch, hnswlib, faiss-cpu, sqlite-vec"
+            ) from None
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Engram.open(scratch, embedder=embedder, durable=False) as memory,
+    ):
+        for first in range(0, PEER_ROWS, BATCH):
+            memory.remember_many([str(number) for number in range(first, first + BATCH)], user="ana")
+        memory.optimize(user="ana")
+
+        def search(number: int) -> list[int]:
+            hits = memory.recall(str(number), user="ana", k=PEER_K, weights=NEAREST)
+            return [int(hit.text) for hit in hits]
+
+        ours = timed(search, [10_000_000 + 7919 * number for number in range(SPREAD)], exact)
+    fastest = min(found[name][0] for name in ("usearch", "hnswlib", "faiss HNSW"))
+    details = {name: {"ms": round(ms, 3), "recall": round(share, 4)} for name, (ms, share) in found.items()}
+    details["ours"] = {"ms": round(ours[0], 3), "recall": round(ours[1], 4)}
+    return Result([ours[0] / fastest], details)
