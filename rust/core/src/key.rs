@@ -79,6 +79,12 @@ impl Chain {
         self.named(b"residual", layer)
     }
 
+    /// Key of the chapter of summaries that ends with that page, sketched along the directions of
+    /// this hash.
+    pub fn chapter(&self, layer: u32, directions: &[u8; 32]) -> PageKey {
+        self.named(&[b"chapter 1", &directions[..]].concat(), layer)
+    }
+
     fn named(&self, what: &[u8], layer: u32) -> PageKey {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(what);
@@ -112,6 +118,7 @@ mod tests {
         assert_ne!(base, root.extend(&[1, 2, 3], b"image"));
         assert_ne!(base.page(0), base.page(1));
         assert_ne!(base.page(0), base.residual(0));
+        assert_ne!(base.chapter(0, &[1; 32]), base.chapter(0, &[2; 32]));
         assert_ne!(Chain::anonymous().unwrap(), Chain::anonymous().unwrap());
     }
 }

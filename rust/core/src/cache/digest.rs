@@ -4,21 +4,26 @@
 //! A chapter is one slot of the warm tier, so summaries count towards the RAM limit. It is
 //! laid out for reading one KV head at a time: per head, the blocks of its pages in order; behind
 //! all heads' summaries, per head and page, the scale bytes of keys and of values; behind these, per
-//! head, the sketch of its blocks, once the chapter is full and the directions of queries are known.
-//! Chapters are shared between forks until one of them writes to it.
+//! head, the sketch of its blocks, once the chapter is full and the directions of queries are known;
+//! at the end the far place that the sketch is made for.
+//!
+//! Chapters are shared between forks until one of them writes to it. A sketched one is stored like a
+//! page, so that a session goes on without reading its pages; what the cache and the store have is the
+//! same memory then.
 
 use std::sync::Arc;
 
 use super::layout::{Layout, PageBytes, Scales, Slice};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::key::PageKey;
 use crate::score::{BLOCK_TOKENS, DIRECTIONS, Sketch, Summary};
-use crate::session::LayerShape;
-use crate::store::Store;
-use crate::tier::ram::PageMut;
+use crate::session::{CHAPTER_PAGES, LayerShape};
+use crate::store::{Lifetime, Store};
+use crate::tier::ram::{Page, PageMut};
 
-/// Pages of a chapter: 64 KiB or so of summaries, much more than a slot is rounded up by.
-pub(super) const CHAPTER_PAGES: usize = 16;
+/// Bytes of the far place.
+const FAR_BYTES: usize = size_of::<u64>();
 
 /// The summaries of one layer and row. Cloning shares them.
 #[derive(Clone, Default)]
@@ -59,8 +64,8 @@ impl DigestLayout {
         self.blocks_per_page * self.summary.len_bytes()
     }
 
-    fn chapter_bytes(&self) -> usize {
-        self.sketch_start(self.heads)
+    pub(super) fn chapter_bytes(&self) -> usize {
+        self.sketch_start(self.heads) + FAR_BYTES
     }
 
     fn start(&self, head: usize, page: usize) -> usize {
@@ -70,6 +75,12 @@ impl DigestLayout {
     fn scales_start(&self, head: usize, page: usize) -> usize {
         let summaries = self.heads * CHAPTER_PAGES * self.page_bytes();
         summaries + (head * CHAPTER_PAGES + page % CHAPTER_PAGES) * self.scale_bytes
+    }
+
+    fn far(&self, chapter: &[u8]) -> u64 {
+        let mut far = [0; FAR_BYTES];
+        far.copy_from_slice(&chapter[self.sketch_start(self.heads)..]);
+        u64::from_le_bytes(far)
     }
 
     fn sketch_start(&self, head: usize) -> usize {
@@ -109,20 +120,53 @@ impl Digest {
         &self.chapters[chapter][layout.sketch_start(head)..layout.sketch_start(head + 1)]
     }
 
-    /// Sketches the full chapters that are not yet, along directions (H, [`DIRECTIONS`], D).
-    pub(super) fn sketch(&mut self, store: &Store, layout: &DigestLayout, directions: &[f32]) -> Result<()> {
-        while (self.sketched + 1) * CHAPTER_PAGES <= self.pages {
-            let first = self.sketched * CHAPTER_PAGES;
-            let chapter = self.own(store, self.sketched)?;
-            for (head, directions) in directions.chunks_exact(DIRECTIONS * layout.key_dim).enumerate() {
-                let (pages, sketches) = chapter.split_at_mut(layout.sketch_start(0));
-                let summaries = &pages[layout.start(head, first)..][..CHAPTER_PAGES * layout.page_bytes()];
-                let sketch = &mut sketches[head * layout.sketch.len_bytes()..][..layout.sketch.len_bytes()];
-                layout.sketch.encode(&layout.summary, directions, summaries, sketch);
-            }
-            self.sketched += 1;
+    /// Sketches a full chapter along directions (H, [`DIRECTIONS`], D), placed `far` tokens away.
+    pub(super) fn sketch(
+        &mut self,
+        store: &Store,
+        layout: &DigestLayout,
+        directions: &[f32],
+        far: u64,
+    ) -> Result<()> {
+        let first = self.sketched * CHAPTER_PAGES;
+        let chapter = self.own(store, self.sketched)?;
+        let (pages, sketches) = chapter.split_at_mut(layout.sketch_start(0));
+        for (head, directions) in directions.chunks_exact(DIRECTIONS * layout.key_dim).enumerate() {
+            let summaries = &pages[layout.start(head, first)..][..CHAPTER_PAGES * layout.page_bytes()];
+            let sketch = &mut sketches[head * layout.sketch.len_bytes()..][..layout.sketch.len_bytes()];
+            layout.sketch.encode(&layout.summary, directions, summaries, sketch);
+        }
+        chapter[layout.sketch_start(layout.heads)..].copy_from_slice(&far.to_le_bytes());
+        self.sketched += 1;
+        Ok(())
+    }
+
+    /// Stores the chapter that was sketched last, unless one is stored under that name.
+    pub(super) fn keep(&mut self, store: &Store, layout: &DigestLayout, key: PageKey) -> Result<()> {
+        if store.contains(key) {
+            return Ok(());
+        }
+        let held = &mut Arc::make_mut(&mut self.chapters)[self.sketched - 1];
+        let mut copy = store.allocate(held.len())?;
+        copy.copy_from_slice(held);
+        let kept = store.seal_archival(key, copy, Lifetime::Durable)?;
+        store.release(&[key]);
+        // Unless another cache was faster, for another place.
+        if layout.far(&kept) == layout.far(held) {
+            *held = kept;
         }
         Ok(())
+    }
+
+    /// Takes up a stored chapter as the next one; false where it is none, or for another place.
+    pub(super) fn adopt(&mut self, layout: &DigestLayout, chapter: Page, far: u64) -> bool {
+        if chapter.len() != layout.chapter_bytes() || layout.far(&chapter) != far {
+            return false;
+        }
+        Arc::make_mut(&mut self.chapters).push(chapter);
+        self.pages += CHAPTER_PAGES;
+        self.sketched += 1;
+        true
     }
 
     /// Forgets all sketches: other directions are to come.

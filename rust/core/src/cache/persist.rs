@@ -304,7 +304,8 @@ impl KvCache {
     }
 }
 
-fn bytes_of(directions: &[f32]) -> Vec<u8> {
+/// Directions as a session keeps them.
+pub(super) fn bytes_of(directions: &[f32]) -> Vec<u8> {
     directions.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 

@@ -13,6 +13,9 @@ use crate::key::{Chain, PageKey};
 /// The setting, and its value, of a cache whose sealed pages are kept in planes.
 pub const PLANES: (&str, &str) = ("planes", "e4m3");
 
+/// Pages of a chapter of summaries: 32 KiB or so, much more than a slot is rounded up by.
+pub const CHAPTER_PAGES: usize = 16;
+
 /// Geometry of one layer's keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerShape {
@@ -138,6 +141,22 @@ impl SessionImage {
             }
         }
         pages
+    }
+
+    /// Keys of the chapters of summaries that may be stored beside the pages. What is not there is made
+    /// again from the pages.
+    pub fn chapter_keys(&self) -> Vec<PageKey> {
+        let known = self.directions.iter().enumerate().filter(|(_, known)| !known.is_empty());
+        let known: Vec<_> =
+            known.map(|(layer, known)| (layer as u32, *blake3::hash(known).as_bytes())).collect();
+        let mut keys = Vec::new();
+        for row in &self.rows {
+            let chain = chain_pages(self.root(), &row.tokens, &row.salts, self.page_tokens as usize);
+            for end in chain.skip(CHAPTER_PAGES - 1).step_by(CHAPTER_PAGES) {
+                keys.extend(known.iter().map(|(layer, directions)| end.chapter(*layer, directions)));
+            }
+        }
+        keys
     }
 }
 

@@ -250,6 +250,11 @@ impl Store {
         }
     }
 
+    /// Whether what is sealed is written to disk.
+    pub fn is_writable(&self) -> bool {
+        self.inner.can_write()
+    }
+
     /// Whether some tier holds the page.
     pub fn contains(&self, key: PageKey) -> bool {
         if self.inner.is_forked() {

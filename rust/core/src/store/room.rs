@@ -133,6 +133,7 @@ impl Inner {
         }
         for (_, image) in images {
             used_by_sessions.extend(image.page_keys().iter().map(|page| page.key));
+            used_by_sessions.extend(image.chapter_keys());
         }
         let mut freed = Freed::default();
         for candidate in self.candidates(&used_by_sessions) {

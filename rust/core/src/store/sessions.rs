@@ -31,7 +31,7 @@ const NAME_BYTES_MAX: usize = 200;
 pub struct SessionInfo {
     /// What its file says.
     pub head: SessionHead,
-    /// Bytes of its sealed pages and of its file.
+    /// Bytes of its sealed pages, of their summaries, and of its file.
     pub bytes: u64,
     /// Bytes of those pages that other sessions use too.
     pub shared_bytes: u64,
@@ -337,7 +337,8 @@ impl Store {
     pub fn sessions(&self) -> Result<Vec<SessionInfo>> {
         self.inner.check()?;
         let (images, _) = self.inner.session_images()?;
-        let pages: Vec<Vec<SessionPage>> = images.iter().map(|(_, image)| image.page_keys()).collect();
+        let with_chapters = |image: &SessionImage| [image.page_keys(), self.stored_chapters(image)].concat();
+        let pages: Vec<Vec<SessionPage>> = images.iter().map(|(_, image)| with_chapters(image)).collect();
         let (mut seen, mut shared) = (KeySet::default(), KeySet::default());
         for session in &pages {
             let own: KeySet = session.iter().map(|page| page.key).collect();
@@ -359,6 +360,16 @@ impl Store {
         }
         infos.reverse();
         Ok(infos)
+    }
+
+    /// Chapters of summaries that are on disk for a session.
+    fn stored_chapters(&self, image: &SessionImage) -> Vec<SessionPage> {
+        let keys = image.chapter_keys();
+        let state = self.inner.state.lock();
+        let found = keys.into_iter().filter_map(|key| Some((key, state.index.get(&key)?)));
+        found
+            .map(|(key, location)| SessionPage { key, bytes: location.entry.len as usize, first_token: 0 })
+            .collect()
     }
 
     /// How many of a session's pages no tier holds.

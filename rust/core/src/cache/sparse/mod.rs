@@ -13,23 +13,23 @@
 //! Sources: selection by (page, KV head) within a budget, Quest (arXiv:2406.10774); compact
 //! positions of what is read, InfLLM (arXiv:2402.04617).
 
+mod chapters;
 mod reading;
 mod scoring;
 mod telling;
 
 use std::slice::Chunks;
-use std::sync::Arc;
 
 use super::attend::{Call, Scratch as AttendScratch, Step, read_query};
-use super::digest::{CHAPTER_PAGES, DigestLayout};
-use super::feed::{Batch, PageRef, Source, stream};
-use super::layout::{Layout, PageBytes};
+use super::digest::DigestLayout;
+use super::feed::{Batch, Source, stream};
+use super::layout::Layout;
 use super::tensor::{Part, PartMut};
 use super::{KvCache, Mask};
 use crate::attend::{Parallel, Running};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
-use crate::score::{BLOCK_TOKENS, Budget, Choice, DIRECTIONS, Guard, Picker, Summary, slow_elements};
+use crate::score::{BLOCK_TOKENS, Budget, Choice, DIRECTIONS, Guard, Picker};
 use crate::session::LayerShape;
 use crate::sync::Mutex;
 use reading::{PARTS, Reading, list_pages};
@@ -144,6 +144,13 @@ struct Selecting<'a> {
     digest: &'a DigestLayout,
     selection: &'a Selection,
     parallel: &'a dyn Parallel,
+}
+
+impl Selecting<'_> {
+    /// Tokens from the far place to the query.
+    fn far(&self) -> u64 {
+        (self.selection.far_pages(self.layout.page_tokens) * self.layout.page_tokens) as u64
+    }
 }
 
 impl Selection {
@@ -272,89 +279,6 @@ impl KvCache {
         })
     }
 
-    /// How the summaries of a layer of that shape are made; found out once.
-    fn digest_layout(&mut self, layer: usize, shape: &LayerShape) -> Result<Arc<DigestLayout>> {
-        let rotary = self.turns.as_ref().ok_or_else(no_rotary)?.rotary();
-        let layout = self.layout_of(shape);
-        let known = self.layers[layer].digest.get_or_insert_with(|| {
-            let dim = shape.key_dim as usize;
-            let summary = Summary::new(dim, slow_elements(rotary, dim));
-            Arc::new(DigestLayout::new(summary, shape, &layout))
-        });
-        Ok(known.clone())
-    }
-
-    /// Summarises a page that was sealed just now, unless earlier ones wait for that too. What
-    /// fails here is tried again when the summaries are needed.
-    pub(super) fn summarise_sealed(
-        &mut self,
-        layer: usize,
-        row: usize,
-        layout: &Layout,
-        page: PageBytes<'_>,
-    ) {
-        let Some(shape) = self.layers[layer].shape.filter(|_| self.selection.is_some()) else { return };
-        let Ok(digest) = self.digest_layout(layer, &shape) else { return };
-        let table = &mut self.layers[layer].tables[row];
-        if table.digest.pages() + 1 == table.sealed.len() {
-            let _ = table.digest.add(&self.store, &digest, layout, page);
-        }
-    }
-
-    /// Summarises the whole pages of a layer that are not yet.
-    fn summarise(
-        &mut self,
-        layer: usize,
-        layout: &Layout,
-        digest: &DigestLayout,
-        scratch: &mut AttendScratch,
-    ) -> Result<()> {
-        let whole = self.layers[layer].len / layout.page_tokens;
-        for row in 0..self.rows {
-            let known = self.layers[layer].tables[row].digest.pages();
-            if known >= whole {
-                continue;
-            }
-            let mut summaries = std::mem::take(&mut self.layers[layer].tables[row].digest);
-            let source = Source { store: &self.store, tables: &self.layers[layer].tables, layout };
-            let entry = |page: usize| PageRef::whole(row as u32, page as u32);
-            let entries: Vec<_> = (known..whole).map(entry).collect();
-            let result = stream(
-                &source,
-                &entries,
-                None,
-                &mut scratch.batches,
-                || (),
-                |batch| {
-                    (0..batch.entries.len())
-                        .try_for_each(|i| summaries.add(&self.store, digest, layout, batch.page(i, &source)))
-                },
-            );
-            self.layers[layer].tables[row].digest = summaries;
-            result?;
-        }
-        Ok(())
-    }
-
-    /// Sketches the full chapters of a layer that are not yet, once the directions of its queries are
-    /// known.
-    fn sketch(&mut self, what: &Selecting<'_>, pages: usize) -> Result<()> {
-        let turns = self.turns.as_ref().ok_or_else(no_rotary)?;
-        let layer = &mut self.layers[what.layer];
-        let full = pages / CHAPTER_PAGES;
-        let is_due = layer.tables.iter().any(|table| table.digest.sketched() < full);
-        if layer.directions.known().is_empty() || !is_due {
-            return Ok(());
-        }
-        let far = what.selection.far_pages(what.layout.page_tokens) * what.layout.page_tokens;
-        let mut directions = layer.directions.known().to_vec();
-        turns.place_all(&mut directions, what.shape.key_dim as usize, far);
-        for table in &mut layer.tables {
-            table.digest.sketch(&self.store, what.digest, &directions)?;
-        }
-        Ok(())
-    }
-
     /// The body of [`KvCache::attend`] for what a selection reads.
     pub(super) fn attend_selected(
         &mut self,
@@ -367,8 +291,8 @@ impl KvCache {
         parallel: &dyn Parallel,
     ) -> Result<()> {
         let digest = &*self.digest_layout(layer, &shape)?;
-        self.summarise(layer, layout, digest, scratch)?;
         let what = Selecting { layer, shape, layout, digest, selection, parallel };
+        self.summarise(&what, scratch)?;
         let Call { query, out, scale, mask } = call;
         let (tokens, length) = (query.extent().tokens, self.layers[layer].len);
         let is_step = tokens <= STEP_TOKENS_MAX;
@@ -431,8 +355,7 @@ impl KvCache {
             sample(&scratch.query, extent.tokens, extent.dim, &mut asked.far);
             let asked_rows = rows / extent.tokens * sampled;
             project(&asked.far, held.directions.known(), asked_rows, extent.dim, &mut asked.along);
-            let far = selection.far_pages(layout.page_tokens) * layout.page_tokens;
-            turns.place_all(&mut asked.far, extent.dim, far);
+            turns.place_all(&mut asked.far, extent.dim, what.far() as usize);
         }
         let scoring = Scoring {
             digest,

@@ -5,13 +5,14 @@
 
 use std::cell::RefCell;
 
-use super::super::digest::{CHAPTER_PAGES, Digest, DigestLayout};
+use super::super::digest::{Digest, DigestLayout};
 use super::super::table::Table;
 use super::telling::SKETCH_CHAPTERS;
 use super::{HeadScratch, Scratch};
 use crate::attend::{Inline, Parallel};
 use crate::rotary::Turns;
 use crate::score::{Budget, Masses, Queries, estimate, largest, weigh};
+use crate::session::CHAPTER_PAGES;
 use crate::sync::Mutex;
 
 /// Less than this many blocks are scored on the calling thread.

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use super::HeadScratch;
 use super::scoring::{Scoring, weigh_finite};
-use crate::cache::digest::CHAPTER_PAGES;
 use crate::score::{DIRECTIONS, largest};
+use crate::session::CHAPTER_PAGES;
 
 /// Chapters whose sketches are scored in one unit of work.
 pub(super) const SKETCH_CHAPTERS: usize = 16;

@@ -1,5 +1,6 @@
 //! The cache against a model that keeps every value in plain vectors.
 
+mod chapters;
 mod model;
 mod persist;
 mod planes;

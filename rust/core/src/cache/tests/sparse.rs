@@ -9,9 +9,9 @@ use crate::cache::{Bias, Mask, Selection};
 use crate::rotary::Rotary;
 use crate::score::{BLOCK_TOKENS, Budget, Guard};
 
-const PAGE_TOKENS: usize = 32;
+pub(super) const PAGE_TOKENS: usize = 32;
 
-fn selection(blocks: usize, trained_tokens: usize) -> Selection {
+pub(super) fn selection(blocks: usize, trained_tokens: usize) -> Selection {
     let guard = Guard { unread: 1.0, growth: 1.0 };
     Selection {
         budget: Budget { blocks, sinks: 1, window: 2, critical: 1.0, guard },
@@ -22,7 +22,7 @@ fn selection(blocks: usize, trained_tokens: usize) -> Selection {
     }
 }
 
-fn cache(rotary: &Rotary, store: Store, selection: Option<Selection>) -> KvCache {
+pub(super) fn cache(rotary: &Rotary, store: Store, selection: Option<Selection>) -> KvCache {
     let mut cache = KvCache::new(store, rotated(config(1, PAGE_TOKENS), rotary)).unwrap();
     cache.select(selection).unwrap();
     cache
@@ -254,10 +254,10 @@ fn a_block_that_answers_the_query_is_read() {
 }
 
 /// Tokens of a context whose far blocks are told from sketches.
-const LONG: usize = 3000;
+pub(super) const LONG: usize = 3000;
 
 /// Lets a cache that holds `length` tokens see queries that look like `query` does.
-fn ask_often(cache: &mut KvCache, query: &Tensor) {
+pub(super) fn ask_often(cache: &mut KvCache, query: &Tensor) {
     let extent = Extent { tokens: 70, ..query.extent };
     let queries = Tensor::new(extent.batch, extent.heads, 70, extent.dim, extent.dtype)
         .filled(|b, h, t, d| query.at(b, h, 0, d) + ((t * 5 + d * 3 + h) % 7) as f32 / 20.0);
@@ -295,7 +295,7 @@ fn a_far_block_that_answers_the_query_is_read_without_an_estimate_of_every_block
 }
 
 /// What every head of every row read in the last step.
-fn all_read(cache: &KvCache) -> Vec<Vec<u32>> {
+pub(super) fn all_read(cache: &KvCache) -> Vec<Vec<u32>> {
     cache.read_blocks(0).unwrap().unwrap().flatten().cloned().collect()
 }
 
