@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stratakv.cache.selection import Look as Look
     from stratakv.cache.selection import Selection as Selection
     from stratakv.cache.store import Store as Store
+    from stratakv.engram import AssistantMemory as AssistantMemory
     from stratakv.engram import Engram as Engram
     from stratakv.errors import StrataError as StrataError
     from stratakv.hf import TieredCache as TieredCache
@@ -31,6 +32,7 @@ _HOMES = {
     "Look": "stratakv.cache.selection",
     "Selection": "stratakv.cache.selection",
     "Store": "stratakv.cache.store",
+    "AssistantMemory": "stratakv.engram",
     "Engram": "stratakv.engram",
     "StrataError": "stratakv.errors",
     "__version__": "stratakv._native",
@@ -40,6 +42,7 @@ _HOMES = {
 _PACKAGES = frozenset({"fp8", "nn"})
 
 __all__ = [
+    "AssistantMemory",
     "Engram",
     "Look",
     "Selection",
