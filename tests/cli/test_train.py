@@ -228,7 +228,7 @@ def test_a_batch_that_processes_cannot_share():
     ("line", "said"),
     [
         ("speed = 3", "speed is no option"),
-        ('precision = "fp8"', "precision='fp8': there are full, bf16"),
+        ('precision = "int8"', "precision='int8': there are full, bf16, fp8"),
         ('tensorboard = "yes"', "tensorboard='yes': accepted are true and false"),
         ('residual = "none"', "there are mhc"),
         ("steps = ", "run.toml"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from stratakv import fp8
 from stratakv.nn import HyperConnections, MemoryConfig, StrataLM, StreamHead, TransformerConfig
 from stratakv.train import Muon, TrainConfig, Trainer, draw_batch, make_optimizers
 from stratakv.train.optimizers import orthogonalize
@@ -83,6 +85,28 @@ def test_bf16_learns_as_full_precision_does_and_goes_on(tmp_path):
     again = trainer_of(path, config)
     assert again.resume()
     assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
+
+
+def test_fp8_is_bf16_where_the_hardware_has_none():
+    config = dataclasses.replace(RUN, steps=3, precision="fp8")
+    with pytest.warns(UserWarning, match="no FP8 products here"):
+        trainer = trainer_of(config=config)
+    same = finish(trainer_of(config=dataclasses.replace(config, precision="bf16")))
+    assert [step.loss for step in finish(trainer).history] == [step.loss for step in same.history]
+
+
+@pytest.mark.parametrize("weight_gradient", ["high", "fp8"])
+def test_fp8_learns_as_full_precision_does(monkeypatch, weight_gradient):
+    convert = partial(
+        fp8.convert_for_training, backend="emulate", min_features=16, weight_gradient=weight_gradient
+    )
+    monkeypatch.setattr("stratakv.train.loop.convert_for_training", convert)
+    full = finish(trainer_of(config=dataclasses.replace(RUN, steps=40)))
+    found = finish(trainer_of(config=dataclasses.replace(RUN, steps=40, precision="fp8")))
+    assert sum(isinstance(module, fp8.Fp8TrainingLinear) for module in found.model.modules()) > 5
+    assert found.history[0].loss == pytest.approx(full.history[0].loss, rel=2e-2)
+    assert found.history[-1].held_out == pytest.approx(full.history[-1].held_out, rel=0.1)
+    assert all(parameter.dtype == torch.float32 for parameter in found.model.parameters())
 
 
 @pytest.mark.parametrize("mixing", ["sinkhorn", "permutations", "kronecker", "unconstrained"])
@@ -259,7 +283,7 @@ def test_what_is_refused():
         ({"steps": 0}, "steps=0"),
         ({"lr": 0.0}, "lr=0"),
         ({"optimizer": "sgd"}, "adamw"),
-        ({"precision": "fp8"}, "'full', 'bf16'"),
+        ({"precision": "int8"}, "'full', 'bf16', 'fp8'"),
     ]:
         with pytest.raises(ValueError, match=message):
             TrainConfig(**options)

@@ -5,21 +5,26 @@
     print(report)
 
 `convert` decides once, by what the hardware can do, and changes nothing where it can't. The rest:
-`linear.py` the layer, `routing.py` which tokens are critical, `matmul.py` formats and layouts,
-`capability.py` the decision. Measured quality: `docs/fp8.md`.
+`linear.py` the layer, `training.py` the one that trains, `routing.py` which tokens are critical, `plan.py`
+which layers are converted, `matmul.py` formats and layouts, `capability.py` the decision. Measured quality:
+`docs/fp8.md`.
 """
 
 from stratakv.fp8.capability import Capability, detect
-from stratakv.fp8.convert import ConversionReport, convert, revert, token_routing
+from stratakv.fp8.convert import convert, convert_for_training, revert, token_routing
 from stratakv.fp8.linear import Fp8Linear
+from stratakv.fp8.plan import ConversionReport
 from stratakv.fp8.routing import TokenRouting
+from stratakv.fp8.training import Fp8TrainingLinear
 
 __all__ = [
     "Capability",
     "ConversionReport",
     "Fp8Linear",
+    "Fp8TrainingLinear",
     "TokenRouting",
     "convert",
+    "convert_for_training",
     "detect",
     "revert",
     "token_routing",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 OptimizerName = Literal["adamw", "muon"]
-Precision = Literal["full", "bf16"]
+Precision = Literal["full", "bf16", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class TrainConfig:
         clip: greatest norm of the gradient; 0 never clips.
         optimizer: "adamw" for all, or "muon" for the blocks' matrices and AdamW for the rest.
         precision: "full", or "bf16" for autocast: matrix products in bfloat16, parameters, optimizers and
-            what hyper-connections compute in float32.
+            what hyper-connections compute in float32. "fp8": besides, the linear layers' products in FP8,
+            where the hardware has it; elsewhere it is "bf16", and a warning says so.
         seed: of the initial values and of the batches.
         eval_every: steps between losses on held-out text; 0 for none but the last.
         eval_batches: batches of such a loss.

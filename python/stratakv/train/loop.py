@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stratakv.fp8 import convert_for_training
 from stratakv.nn.transformer import StrataLM
 from stratakv.train import checkpoint
 from stratakv.train.config import TrainConfig
@@ -102,6 +103,8 @@ class Trainer:
                 f"{len(tokens)} tokens are too few for rows of {config.length + 1}: give more text"
             )
         self.tokens, self.held_out = tokens[:split], tokens[split:]
+        if config.precision == "fp8":
+            convert_for_training(model)
         self.group.share_out(model)
         self.optimizers = make_optimizers(model, config)
         self.step = 0
@@ -159,7 +162,7 @@ class Trainer:
 
     def _loss(self, ids_BT: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision != "full"):
             return self.model.loss(ids_BT.to(device))
 
     def save(self) -> None:
