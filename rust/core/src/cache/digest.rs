@@ -7,9 +7,9 @@
 //! head, the sketch of its blocks, once the chapter is full and the directions of queries are known;
 //! at the end the far place that the sketch is made for.
 //!
-//! Chapters are shared between forks until one of them writes to it. A sketched one is stored like a
-//! page, so that a session goes on without reading its pages; what the cache and the store have is the
-//! same memory then.
+//! Chapters are shared between forks until one of them writes to it. A copy of a sketched one is stored
+//! like a page, so that a session goes on without reading its pages. A copy, since the store looks through
+//! pages that it can't take from RAM whenever it needs room, and a cache holds its chapters for good.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::key::PageKey;
 use crate::score::{BLOCK_TOKENS, DIRECTIONS, Sketch, Summary};
 use crate::session::{CHAPTER_PAGES, LayerShape};
 use crate::store::{Lifetime, Store};
-use crate::tier::ram::{Page, PageMut};
+use crate::tier::ram::PageMut;
 
 /// Bytes of the far place.
 const FAR_BYTES: usize = size_of::<u64>();
@@ -141,32 +141,35 @@ impl Digest {
         Ok(())
     }
 
-    /// Stores the chapter that was sketched last, unless one is stored under that name.
-    pub(super) fn keep(&mut self, store: &Store, layout: &DigestLayout, key: PageKey) -> Result<()> {
-        if store.contains(key) {
-            return Ok(());
-        }
-        let held = &mut Arc::make_mut(&mut self.chapters)[self.sketched - 1];
-        let mut copy = store.allocate(held.len())?;
-        copy.copy_from_slice(held);
-        let kept = store.seal_archival(key, copy, Lifetime::Durable)?;
-        store.release(&[key]);
-        // Unless another cache was faster, for another place.
-        if layout.far(&kept) == layout.far(held) {
-            *held = kept;
+    /// Stores a copy of the chapter that was sketched last, unless one is stored under that name.
+    pub(super) fn keep(&self, store: &Store, key: PageKey) -> Result<()> {
+        if !store.contains(key) {
+            let held = &self.chapters[self.sketched - 1];
+            let mut copy = store.allocate(held.len())?;
+            copy.copy_from_slice(held);
+            store.seal_archival(key, copy, Lifetime::Durable)?;
+            store.release(&[key]);
         }
         Ok(())
     }
 
-    /// Takes up a stored chapter as the next one; false where it is none, or for another place.
-    pub(super) fn adopt(&mut self, layout: &DigestLayout, chapter: Page, far: u64) -> bool {
-        if chapter.len() != layout.chapter_bytes() || layout.far(&chapter) != far {
-            return false;
+    /// Takes up a copy of a stored chapter as the next one; false where it is none, or for another place.
+    pub(super) fn adopt(
+        &mut self,
+        store: &Store,
+        layout: &DigestLayout,
+        stored: &[u8],
+        far: u64,
+    ) -> Result<bool> {
+        if stored.len() != layout.chapter_bytes() || layout.far(stored) != far {
+            return Ok(false);
         }
-        Arc::make_mut(&mut self.chapters).push(chapter);
+        let mut chapter = store.allocate(stored.len())?;
+        chapter.copy_from_slice(stored);
+        Arc::make_mut(&mut self.chapters).push(Arc::new(chapter));
         self.pages += CHAPTER_PAGES;
         self.sketched += 1;
-        true
+        Ok(true)
     }
 
     /// Forgets all sketches: other directions are to come.

@@ -94,8 +94,11 @@ impl KvCache {
                 Err(error) => return not_needed(error),
             };
             for chapter in chapters {
-                if !chapter.is_some_and(|chapter| digest.adopt(what.digest, chapter, what.far())) {
-                    return Ok(());
+                let Some(chapter) = chapter else { return Ok(()) };
+                match digest.adopt(store, what.digest, &chapter, what.far()) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    Err(error) => return not_needed(error),
                 }
             }
         }
@@ -150,7 +153,7 @@ impl KvCache {
                 let key = names.key(notes.get(row), table.digest.sketched());
                 table.digest.sketch(store, what.digest, &directions, what.far())?;
                 if let Some(key) = key.filter(|_| store.is_writable()) {
-                    table.digest.keep(store, what.digest, key).or_else(not_needed)?;
+                    table.digest.keep(store, key).or_else(not_needed)?;
                 }
             }
         }
