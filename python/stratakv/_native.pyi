@@ -81,6 +81,8 @@ class Store:
         """
     def session(self, name: str) -> dict[str, Any]:
         """One session as in `sessions()`, plus `token_ids` (list of lists) and `missing_pages`."""
+    def session_head(self, name: str) -> dict[str, Any]:
+        """Of one session, without reading its token ids: name, rows, tokens, created, model, settings."""
     def fork_session(self, source: str, target: str) -> None:
         """Gives a session a second name; copies no page."""
     def remove_session(self, name: str) -> None: ...

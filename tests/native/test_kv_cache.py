@@ -282,6 +282,12 @@ def test_sessions_come_back(tmp_path):
     assert [entry["name"] for entry in store.sessions()].count("another") == 1
     assert store.session("another")["token_ids"] == [ids]
     assert store.session("another")["missing_pages"] == 0
+    (entry,) = (entry for entry in store.sessions() if entry["name"] == "another")
+    head = store.session_head("another")
+    assert head.items() <= entry.items()
+    assert head.keys() == {"name", "rows", "tokens", "created", "model", "settings"}
+    with pytest.raises(_native.SessionNotFoundError, match="there is .*another"):
+        store.session_head("nobody")
     cache.close()
     store.close()
     store = _native.Store(str(tmp_path), ram_bytes=8 << 20)

@@ -92,12 +92,11 @@ def open_selecting(
 def _is_exact(directory: str, name: str | None, *, ram: int, disk_limit: int | None) -> bool:
     """Whether there is a session of that name whose keys have their positions."""
     from stratakv.cache import Store
+    from stratakv.hf.arguments import session_or_none
 
     with Store(directory, ram=ram, disk_limit=disk_limit) as store:
-        if name is None or all(session["name"] != name for session in store.native.sessions()):
-            return False
-        settings: dict[str, str] = store.native.session(name)["settings"]
-        return settings.get("key_rotation") != "page"
+        saved = None if name is None else session_or_none(store, name)
+        return saved is not None and saved["settings"].get("key_rotation") != "page"
 
 
 def open_store(directory: str, *, read_only: bool) -> Store:

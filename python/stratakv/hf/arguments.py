@@ -61,9 +61,9 @@ def is_mixed(
 
 
 def session_or_none(store: Store, name: str) -> dict[str, Any] | None:
-    """What the store knows of a session, if it has it."""
+    """What the store says of a session without reading it, if it has it."""
     try:
-        return store.native.session(name)
+        return store.native.session_head(name)
     except SessionNotFoundError:
         return None
 

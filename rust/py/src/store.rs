@@ -7,6 +7,7 @@ use pyo3::types::{PyDict, PyList};
 use stratakv_core::Error;
 use stratakv_core::io::Backend;
 use stratakv_core::policy::PolicyKind;
+use stratakv_core::session::SessionHead;
 use stratakv_core::store::{self, SessionInfo, StoreConfig};
 
 use crate::enter::enter;
@@ -138,6 +139,13 @@ impl Store {
         Ok(dict)
     }
 
+    fn session_head<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let head = enter(py, || self.store.session_head(name))?;
+        let dict = PyDict::new(py);
+        set_head(&dict, &head)?;
+        Ok(dict)
+    }
+
     fn fork_session(&self, py: Python<'_>, source: &str, target: &str) -> PyResult<()> {
         enter(py, || self.store.fork_session(source, target))
     }
@@ -178,16 +186,19 @@ impl Store {
 
 /// One row of a listing.
 fn entry<'py>(py: Python<'py>, session: &SessionInfo) -> PyResult<Bound<'py, PyDict>> {
-    let head = &session.head;
     let dict = PyDict::new(py);
+    set_head(&dict, &session.head)?;
+    dict.set_item("bytes", session.bytes)?;
+    dict.set_item("shared_bytes", session.shared_bytes)?;
+    dict.set_item("last_used", session.last_used)?;
+    Ok(dict)
+}
+
+fn set_head(dict: &Bound<'_, PyDict>, head: &SessionHead) -> PyResult<()> {
     dict.set_item("name", &head.name)?;
     dict.set_item("rows", head.row_tokens.len())?;
     dict.set_item("tokens", head.row_tokens.iter().copied().max().unwrap_or(0))?;
-    dict.set_item("bytes", session.bytes)?;
-    dict.set_item("shared_bytes", session.shared_bytes)?;
     dict.set_item("created", head.created)?;
-    dict.set_item("last_used", session.last_used)?;
     dict.set_item("model", &head.model)?;
-    dict.set_item("settings", &head.settings)?;
-    Ok(dict)
+    dict.set_item("settings", &head.settings)
 }

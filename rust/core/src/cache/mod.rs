@@ -81,6 +81,8 @@ pub struct KvCache {
     /// The session that was saved or loaded last.
     session: Option<OpenSession>,
     prefetched: Option<Prefetch>,
+    /// Chapters of the layer after the one that is summarised.
+    ahead: Option<sparse::Ahead>,
     /// The layer of the latest attend, to learn which follows which.
     attended: Option<usize>,
     scratch: attend::Scratch,
@@ -177,6 +179,7 @@ impl KvCache {
             rows: 0,
             session: None,
             prefetched: None,
+            ahead: None,
             attended: None,
             scratch: attend::Scratch::default(),
             turns,
@@ -305,6 +308,7 @@ impl KvCache {
     /// An empty cache again: shapes, rows, notes and pages are gone.
     pub fn reset(&mut self) {
         self.prefetched = None;
+        self.ahead = None;
         self.attended = None;
         self.layers.fill_with(Layer::default);
         self.notes.clear();
@@ -330,6 +334,7 @@ impl KvCache {
             rows: self.rows,
             session: self.session.clone(),
             prefetched: None,
+            ahead: None,
             attended: None,
             scratch: attend::Scratch::default(),
             turns: self.turns.clone(),

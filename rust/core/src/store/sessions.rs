@@ -76,7 +76,7 @@ pub(super) fn survey(disk: &dyn Disk, read_only: bool, report: &mut Vec<String>)
             continue;
         };
         bytes += entry.len;
-        if let Err(error) = read_head(disk, &entry) {
+        if let Err(error) = read_head(disk, &entry.name) {
             report.push(format!("session {name:?} can't be used: {error}"));
         }
     }
@@ -139,13 +139,9 @@ fn read(disk: &dyn Disk, path: &str, at_most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_head(disk: &dyn Disk, entry: &Entry) -> Result<SessionHead> {
-    let bytes = read(disk, &entry.name, HEAD_BYTES)?;
-    decode_session_head(&bytes).map_err(|what| Error::Corrupt {
-        path: entry.name.clone().into(),
-        what,
-        offset: 0,
-    })
+fn read_head(disk: &dyn Disk, path: &str) -> Result<SessionHead> {
+    let bytes = read(disk, path, HEAD_BYTES)?;
+    decode_session_head(&bytes).map_err(|what| Error::Corrupt { path: path.into(), what, offset: 0 })
 }
 
 impl Inner {
@@ -321,6 +317,23 @@ impl Store {
             let _ = disk.touch(&path_of(name)?);
         }
         Ok(image)
+    }
+
+    /// What a listing shows of one session, without reading its token ids.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
+    pub fn session_head(&self, name: &str) -> Result<SessionHead> {
+        self.inner.check()?;
+        let (disk, path) = (self.inner.sessions_disk()?, path_of(name)?);
+        let head = match read_head(disk, &path) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(self.inner.no_session(name));
+            }
+            read => read?,
+        };
+        // A copied or renamed file is the session that its name says.
+        Ok(SessionHead { name: name.into(), ..head })
     }
 
     /// Protects a session from eviction while a cache goes on with it, or no longer.

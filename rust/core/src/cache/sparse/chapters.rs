@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::key::PageKey;
 use crate::score::{Summary, slow_elements};
 use crate::session::{CHAPTER_PAGES, LayerShape};
+use crate::store::Request;
 
 /// How a layer's chapters are named in the store.
 struct Names {
@@ -32,6 +33,12 @@ impl Names {
         let end = row?.chain((chapter + 1) * CHAPTER_PAGES - 1)?;
         Some(end.chapter(self.layer, &self.directions))
     }
+}
+
+/// Chapters on their way to RAM.
+pub(in crate::cache) struct Ahead {
+    keys: Vec<PageKey>,
+    request: Request,
 }
 
 impl KvCache {
@@ -76,20 +83,46 @@ impl KvCache {
         Ok(())
     }
 
+    /// Stored chapters of a row that follow what is known of it.
+    fn stored_chapters(&self, layer: usize, row: usize, whole: usize) -> Vec<PageKey> {
+        let held = &self.layers[layer];
+        let Some(table) = held.tables.get(row).filter(|_| !held.directions.known().is_empty()) else {
+            return Vec::new();
+        };
+        let first = table.digest.sketched();
+        if table.digest.pages() != first * CHAPTER_PAGES {
+            return Vec::new();
+        }
+        let names = Names::new(layer, held.directions.known());
+        let named =
+            (first..whole / CHAPTER_PAGES).map_while(|chapter| names.key(self.notes.get(row), chapter));
+        named.take_while(|key| self.store.contains(*key)).collect()
+    }
+
+    /// Asks for chapters, unless they are on their way, and for those of the next layer, so that they are
+    /// read while this one's are used.
+    fn ask_for_chapters(&mut self, keys: &[PageKey], next: impl FnOnce(&Self) -> Vec<PageKey>) -> Request {
+        let asked = self.ahead.take().filter(|ahead| ahead.keys == keys);
+        let request = asked.map_or_else(|| self.store.request(keys), |ahead| ahead.request);
+        let mut next = next(self);
+        next.truncate(keys.len());
+        self.ahead = (!next.is_empty()).then(|| Ahead { request: self.store.request(&next), keys: next });
+        request
+    }
+
     /// Takes up the stored chapters of a row that follow what is known. What fails is made of the pages.
     fn take_up(&mut self, what: &Selecting<'_>, row: usize, whole: usize) -> Result<()> {
-        let Self { layers, notes, store, .. } = self;
-        let layer = &mut layers[what.layer];
-        let digest = &mut layer.tables[row].digest;
-        let first = digest.sketched();
-        if layer.directions.known().is_empty() || digest.pages() != first * CHAPTER_PAGES {
-            return Ok(());
-        }
-        let names = Names::new(what.layer, layer.directions.known());
-        let named = (first..whole / CHAPTER_PAGES).map_while(|chapter| names.key(notes.get(row), chapter));
-        let keys: Vec<_> = named.take_while(|key| store.contains(*key)).collect();
-        for keys in keys.chunks(store.request_pages(what.digest.chapter_bytes())) {
-            let chapters = match store.request(keys).wait() {
+        let keys = self.stored_chapters(what.layer, row, whole);
+        let limit = self.store.request_pages(what.digest.chapter_bytes());
+        for keys in keys.chunks(limit) {
+            let next = what.layer + 1;
+            let request = self.ask_for_chapters(keys, |cache| match cache.layers.get(next) {
+                Some(held) if held.shape == Some(what.shape) => cache.stored_chapters(next, row, whole),
+                _ => Vec::new(),
+            });
+            let Self { layers, store, .. } = &mut *self;
+            let digest = &mut layers[what.layer].tables[row].digest;
+            let chapters = match request.wait() {
                 Ok(chapters) => chapters,
                 Err(error) => return not_needed(error),
             };

@@ -32,6 +32,7 @@ use crate::interrupt::Poll;
 use crate::score::{BLOCK_TOKENS, Budget, Choice, DIRECTIONS, Guard, Picker};
 use crate::session::LayerShape;
 use crate::sync::Mutex;
+pub(super) use chapters::Ahead;
 use reading::{PARTS, Reading, list_pages};
 use scoring::Scoring;
 use telling::Weighed;

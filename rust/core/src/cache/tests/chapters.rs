@@ -1,6 +1,6 @@
 //! Summaries that outlive the cache: a resumed session selects without reading its pages.
 
-use super::rotary::{ids, query, rotary};
+use super::rotary::{ids, query, rotary, rotated};
 use super::sparse::{LONG, PAGE_TOKENS, all_read, ask_often, cache, selection};
 use super::*;
 use crate::attend::Pool;
@@ -61,6 +61,48 @@ fn a_resumed_session_reads_its_summaries_and_not_its_pages() {
     cache.crop(LONG - 900);
     feed(&mut cache, &[ids(600, 1), ids(600, 2)], SHAPE, DType::Bf16);
     step(&mut cache, &store);
+}
+
+/// While one layer's chapters are used, those of the next are on their way.
+#[test]
+fn layer_after_layer() {
+    let (rotary, directory) = (rotary(4, false), tempfile::tempdir().unwrap());
+    let fresh = |store: &Store| {
+        let mut cache = KvCache::new(store.clone(), rotated(config(3, PAGE_TOKENS), &rotary)).unwrap();
+        cache.select(Some(selection(9, 100))).unwrap();
+        cache
+    };
+    let steps = |cache: &mut KvCache, tokens: usize| -> Vec<Tensor> {
+        let attend = |layer| {
+            let mut out = Tensor::new(ROWS, 4, tokens, 4, DType::F32);
+            let mask = Mask { causal: tokens > 1, bias: None };
+            cache.attend(layer, &query(ROWS, 4, tokens, 8), &mut out, 0.5, &mask, &Pool::new(2)).unwrap();
+            out
+        };
+        (0..3).map(attend).collect()
+    };
+    let expected = {
+        let mut cache = fresh(&on_disk(&directory));
+        feed(&mut cache, &[ids(LONG, 2), ids(LONG, 5)], SHAPE, DType::Bf16);
+        steps(&mut cache, 70);
+        let expected = steps(&mut cache, 1);
+        cache.save("s", "a model", b"").unwrap();
+        expected
+    };
+    let store = on_disk(&directory);
+    let mut cache = fresh(&store);
+    cache.load("s").unwrap();
+    assert_eq!(steps(&mut cache, 1), expected);
+    let reads = store.stats().counters.reads as usize;
+    assert!(reads < 3 * PAGES / 2, "{reads} of {} pages", 3 * PAGES);
+    // What is on its way when another session comes is of no use, and does no harm.
+    let mut cache = fresh(&store);
+    cache.load("s").unwrap();
+    let mut out = Tensor::new(ROWS, 4, 1, 4, DType::F32);
+    cache.attend(0, &query(ROWS, 4, 1, 8), &mut out, 0.5, &Mask::default(), &Pool::new(2)).unwrap();
+    cache.crop(LONG / 2);
+    feed(&mut cache, &[ids(LONG, 8), ids(LONG, 9)], SHAPE, DType::Bf16);
+    steps(&mut cache, 1);
 }
 
 #[test]
