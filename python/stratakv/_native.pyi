@@ -367,6 +367,28 @@ def decode_rows(scales: Any, codes: Any, out: Any) -> None:
 def restore_rows(dtype: str, scales: Any, codes: Any, residual: Any, out: Any) -> None:
     """Writes rows of `dtype` ("float32", "bfloat16", "float16") from both planes into `out` (N, D)."""
 
+@final
+class RowFile:
+    """A file of rows that somebody has mapped.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: its length is no multiple of `row_bytes`.
+    """
+
+    def __new__(cls, path: str | PathLike[str], row_bytes: int) -> RowFile: ...
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+
+    def prefetch(self, rows: Any) -> int:
+        """Asks the system to read rows (int64, any shape), and does not wait; how many ranges that were.
+
+        Raises:
+            ValueError: a row that the file does not have; a tensor of another dtype, or one that is not
+                contiguous or not on the CPU.
+        """
+
 def streams_supported(streams: int, width: int) -> bool:
     """Whether this machine has kernels for hyper-connections of so many streams of that width."""
 

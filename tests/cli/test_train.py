@@ -57,6 +57,38 @@ def test_trains_goes_on_and_answers(tmp_path, book, capsys):
     assert main([*answer, "--directory", str(tmp_path / "sessions"), "--budget", "256", "--json"]) == 0
 
 
+def test_tables_in_files_train_as_in_ram(tmp_path, book, capsys):
+    (tmp_path / "tables").mkdir()
+    arguments = [
+        "train",
+        "--text",
+        str(book),
+        *FLAGS,
+        "--memory-layers",
+        "1",
+        "--memory-rows",
+        "500",
+        "--json",
+    ]
+    in_ram, in_files = tmp_path / "ram", tmp_path / "files"
+    assert main([*arguments, "--out", str(in_ram), "--sparse-tables", "--steps", "6"]) == 0
+    expected = json.loads(capsys.readouterr().out)["loss"]
+    assert main([*arguments, "--out", str(in_files), "--sparse-tables", "--steps", "3"]) == 0
+    capsys.readouterr()
+    tables = ["--memory-tables", str(tmp_path / "tables")]
+    assert main([*arguments, "--out", str(in_files), *tables, "--steps", "6"]) == 0
+    said = capsys.readouterr()
+    assert "going on after update 3" in said.err
+    assert json.loads(said.out)["loss"] == expected
+    assert not list((tmp_path / "tables").iterdir())
+
+    from safetensors.torch import load_file
+
+    mine, theirs = load_file(in_files / "model.safetensors"), load_file(in_ram / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 def test_a_file_of_options_and_flags_before_it(tmp_path, book, capsys):
     file = tmp_path / "run.toml"
     file.write_text(
@@ -222,6 +254,8 @@ def test_a_batch_that_processes_cannot_share():
     model = StrataLM(TransformerConfig(vocab_size=32, hidden_size=32, num_layers=1, num_heads=2))
     with pytest.raises(ValueError, match="multiple of the 3 processes"):
         Trainer(model, torch.zeros(9999), TrainConfig(batch=4), group=Group(0, 3))
+    with pytest.raises(ValueError, match="sparse_tables: such tables cannot be split"):
+        Trainer(model, torch.zeros(9999), TrainConfig(batch=3, sparse_tables=True), group=Group(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +264,9 @@ def test_a_batch_that_processes_cannot_share():
         ("speed = 3", "speed is no option"),
         ('precision = "int8"', "precision='int8': there are full, bf16, fp8"),
         ('tensorboard = "yes"', "tensorboard='yes': accepted are true and false"),
+        ('sparse_tables = "yes"', "sparse_tables='yes': accepted are true and false"),
+        ('memory_tables = "nowhere"', "memory_tables='nowhere' is no directory"),
+        ("memory_rows = 1.5", "memory_rows=1.5 is not a whole number"),
         ('residual = "none"', "there are mhc"),
         ("steps = ", "run.toml"),
         ("lr = -1.0", "lr=-1.0 must be positive"),

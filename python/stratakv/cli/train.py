@@ -58,6 +58,9 @@ MODEL_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
     ("num_kv_heads", int, 2, "key/value heads"),
     ("num_streams", int, 4, "residual streams"),
 )
+MEMORY_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
+    ("memory_rows", int, 65536, "least rows of each of a memory's tables"),
+)
 _RUN = {
     "steps": "updates",
     "batch": "rows of an update",
@@ -78,9 +81,10 @@ TRAIN_CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(OptimizerName),
     "precision": get_args(Precision),
 }
-DEFAULTS = {name: default for name, _, default, _ in (*MODEL_NUMBERS, *TRAIN_NUMBERS)}
+DEFAULTS = {name: default for name, _, default, _ in (*MODEL_NUMBERS, *MEMORY_NUMBERS, *TRAIN_NUMBERS)}
 DEFAULTS |= {name: getattr(_CONFIG, name) for name in TRAIN_CHOICES}
-DEFAULTS |= {"residual": "mhc", "tensorboard": False, "memory_layers": [], "text": None, "out": None}
+DEFAULTS |= {"residual": "mhc", "tensorboard": False, "text": None, "out": None}
+DEFAULTS |= {"memory_layers": [], "sparse_tables": False, "memory_tables": None}
 # Of `train compare` only.
 COMPARE_NUMBERS: tuple[tuple[str, type, Any, str], ...] = (
     ("seeds", int, 3, "compare: seeds of each residual path"),
@@ -124,7 +128,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="blocks that begin with a conditional memory, counted from 0 (default: none)",
     )
-    for name, kind, default, text in (*MODEL_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
+    parser.add_argument(
+        "--sparse-tables",
+        action="store_true",
+        default=None,
+        help="update only the rows of the memories' tables that a batch looked up",
+    )
+    parser.add_argument(
+        "--memory-tables",
+        metavar="DIR",
+        help="keep the memories' tables in files there, for tables larger than RAM; updates are sparse",
+    )
+    for name, kind, default, text in (*MODEL_NUMBERS, *MEMORY_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
         flag = "--" + name.replace("_", "-")
         other = "" if name not in COMPARED else f"; compare: {COMPARED[name]:g}"
         parser.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default:g}{other})")
@@ -162,7 +177,8 @@ def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Ou
         return compare(args, chosen, *read, out)
     try:
         names = (*_RUN, *TRAIN_CHOICES)
-        config = TrainConfig(**{name: chosen[name] for name in names})
+        sparse_tables = chosen["sparse_tables"] or chosen["memory_tables"] is not None
+        config = TrainConfig(**{name: chosen[name] for name in names}, sparse_tables=sparse_tables)
         with out.busy("reading the text"):
             tokens, tokenizer = _tokens(chosen, directory, group)
         torch.manual_seed(config.seed)
@@ -207,24 +223,30 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.config}: {', '.join(unknown)} is no option",
                 f"there are {', '.join(sorted(DEFAULTS))}",
             )
-        for name, kind, *_ in (*MODEL_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
+        for name, kind, *_ in (*MODEL_NUMBERS, *MEMORY_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
             _check_number(args.config, name, kind, written.get(name, DEFAULTS[name]))
     flags = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     chosen = DEFAULTS | (COMPARED if args.action == "compare" else {}) | written | flags
     for name, choices in {"residual": tuple(RESIDUALS), **TRAIN_CHOICES}.items():
         if chosen[name] not in choices:
             raise UsageError(f"{name}={chosen[name]!r}: there are {', '.join(choices)}")
-    if not isinstance(chosen["tensorboard"], bool):
-        raise UsageError(f"tensorboard={chosen['tensorboard']!r}: accepted are true and false")
-    layers = chosen["memory_layers"]
-    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        raise UsageError(f"memory_layers={layers!r}: accepted are numbers of blocks, as in [1, 4]")
+    for name in ("tensorboard", "sparse_tables"):
+        if not isinstance(chosen[name], bool):
+            raise UsageError(f"{name}={chosen[name]!r}: accepted are true and false")
+    _check_memories(chosen["memory_layers"], chosen["memory_tables"])
     for name in ("text", "out"):
         if not chosen[name]:
             raise UsageError(f"--{name} is missing", "give it as a flag or in the file of --config")
     if isinstance(chosen["text"], str):
         chosen["text"] = [chosen["text"]]
     return chosen
+
+
+def _check_memories(layers: Any, tables: Any) -> None:
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise UsageError(f"memory_layers={layers!r}: accepted are numbers of blocks, as in [1, 4]")
+    if tables is not None and not (isinstance(tables, str) and Path(tables).is_dir()):
+        raise UsageError(f"memory_tables={tables!r} is no directory", "name one that is there")
 
 
 def _check_number(file: str, name: str, kind: type, value: Any) -> None:
@@ -271,9 +293,11 @@ def _model(chosen: dict[str, Any], tokenizer: Any) -> StrataLM:
         sizes["memory"] = MemoryConfig(
             layers=tuple(chosen["memory_layers"]),
             compressed_size=int(vocabulary.max()) + 1,
+            table_sizes=(chosen["memory_rows"],) * 2,
             pad_id=tokenizer.pad_token_id,
         )
-    return StrataLM(TransformerConfig(**sizes, max_positions=chosen["length"]), vocabulary)
+    tables = None if chosen["memory_tables"] is None else Path(chosen["memory_tables"])
+    return StrataLM(TransformerConfig(**sizes, max_positions=chosen["length"]), vocabulary, tables)
 
 
 def _train(
@@ -344,10 +368,16 @@ def _check_finite(step: Step) -> None:
 
 def _export(model: StrataLM, tokenizer: Any, directory: Path) -> None:
     """The model as transformers has it, beside the tokenizer."""
-    from stratakv.hf import StrataForCausalLM
+    import torch
+
+    from stratakv.hf import StrataConfig, StrataForCausalLM
 
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    StrataForCausalLM.from_strata_lm(model, **ids).save_pretrained(directory)
+    # With the parameters themselves, not copies of them: tables may be larger than RAM.
+    with torch.device("meta"):
+        made = StrataForCausalLM(StrataConfig.from_transformer(model.config, **ids))
+    made.load_state_dict(model.state_dict(), assign=True)
+    made.save_pretrained(directory)
 
 
 def _last(trainer: Trainer) -> Step:

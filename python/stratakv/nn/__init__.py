@@ -3,10 +3,11 @@
 Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `fused.py` the same by
 the engine's kernels, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable,
 `transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are looked up
-in, `vision.py` images in the sequence, `retrofit.py` streams for existing models. Measured: `docs/mhc.md`.
+in, `mapped_table.py` such a table in a file, `vision.py` images in the sequence, `retrofit.py` streams
+for existing models. Measured: `docs/mhc.md`.
 """
 
-from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState
+from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState, map_tables
 from stratakv.nn.diagnostics import Gains, Watched, composite_gains, sum_errors, watch
 from stratakv.nn.hyper_connections import (
     HyperConnections,
@@ -15,6 +16,7 @@ from stratakv.nn.hyper_connections import (
     StreamHead,
     expand_streams,
 )
+from stratakv.nn.mapped_table import MappedTable
 from stratakv.nn.mappings import Mappings
 from stratakv.nn.mixings import kronecker_product, permutation_mixture, sinkhorn
 from stratakv.nn.ngrams import NGramPlan, compress_vocabulary, ngram_hashes, plan_layers
@@ -28,6 +30,7 @@ __all__ = [
     "HyperConnections",
     "ImageEncoder",
     "ImageProjector",
+    "MappedTable",
     "Mappings",
     "MemoryConfig",
     "MemoryState",
@@ -45,6 +48,7 @@ __all__ = [
     "compress_vocabulary",
     "expand_streams",
     "kronecker_product",
+    "map_tables",
     "ngram_hashes",
     "permutation_mixture",
     "plan_layers",

@@ -6,7 +6,8 @@
     x = memory(x, input_ids)                                 # before the layer's attention
 
 Not StrataKV's Engram, which remembers facts between sessions; the name of the paper is the same.
-The rows looked up follow from the ids alone, so they are known before the layer is reached.
+The rows looked up follow from the ids alone, so they are known before the layer is reached: a table may lie
+in a file (`map_tables`), which is read ahead.
 
 B batch, T tokens, P tokens before them, S streams, C width, E width of an n-gram order, R rows per token
 (see `ngrams.py`), N the longest n-gram, W the convolution's kernel.
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stratakv.nn.mapped_table import MappedTable
 from stratakv.nn.ngrams import NGramPlan, ngram_hashes, plan_layers
 
 INITIAL_STD = 0.02
@@ -163,6 +166,7 @@ class ConditionalMemory(nn.Module):
         pad_id: the tokenizer's id that stands before a text.
         kernel_size: W.
         norm_eps: of the norms.
+        table_directory: where the table lies in a scratch file (`MappedTable`); None for RAM.
 
     Attributes:
         table: all tables one after the other, (sum of primes, E / K).
@@ -173,6 +177,7 @@ class ConditionalMemory(nn.Module):
 
     Raises:
         ValueError: a width that does not divide, or an id outside the vocabulary.
+        OSError: the table's file cannot be made.
 
     Source: Engram (arXiv 2601.07372), equations 1 to 5. Differs from the paper's equation 4 by the signed
     square root inside the gate, which DeepSeek's published code and kernels have.
@@ -192,6 +197,7 @@ class ConditionalMemory(nn.Module):
         pad_id: int = 0,
         kernel_size: int = 4,
         norm_eps: float = 1e-6,
+        table_directory: Path | None = None,
     ) -> None:
         super().__init__()
         num_heads = len(plan.primes[0])
@@ -207,7 +213,8 @@ class ConditionalMemory(nn.Module):
         self.register_buffer("vocabulary", vocabulary.to(torch.int64).clone())
         self.register_buffer("offsets", torch.tensor(plan.offsets, device="cpu"), persistent=False)
         features = len(plan.primes) * ngram_dim
-        self.table = nn.Embedding(plan.num_rows, ngram_dim // num_heads)
+        sizes = plan.num_rows, ngram_dim // num_heads
+        self.table = nn.Embedding(*sizes) if table_directory is None else MappedTable(*sizes, table_directory)
         self.key = nn.Linear(features, num_streams * dim)
         self.value = nn.Linear(features, dim)
         self.key_norm = nn.Parameter(torch.ones(num_streams, dim))
@@ -238,6 +245,19 @@ class ConditionalMemory(nn.Module):
         """
         past = None if state is None else state.last(len(self.plan.multipliers) - 1)
         return self._rows(self._compressed(input_ids_BT), None if past is None else past[0])
+
+    def prefetch(self, input_ids_BT: Tensor, state: MemoryState | None = None) -> None:
+        """Has what these ids will look up read in the background, where the table is in a file.
+
+        Args:
+            input_ids_BT: as in `forward`, which comes later.
+            state: as there; it stays as it is.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        if isinstance(self.table, MappedTable):
+            self.table.prefetch(self.rows(input_ids_BT, state))
 
     def forward(self, x_BTSC: Tensor, input_ids_BT: Tensor, state: MemoryState | None = None) -> Tensor:
         """The streams with what was looked up.
@@ -329,3 +349,21 @@ class ConditionalMemory(nn.Module):
 
     def _norm(self, x_SC: Tensor, weight_SC: Tensor) -> Tensor:
         return functional.rms_norm(x_SC, (self.dim,), eps=self.norm_eps).to(weight_SC.dtype) * weight_SC
+
+
+def map_tables(model: nn.Module, directory: str | Path) -> None:
+    """Moves the tables of all conditional memories into scratch files; their RAM is free.
+
+    Values stay. The files have no names, and go with the model.
+
+    Args:
+        model: on the CPU, with float32 tables.
+        directory: on the disk that is to hold them.
+
+    Raises:
+        ValueError: a table on another device or of another dtype.
+        OSError: the directory cannot be written to, or its disk is too full.
+    """
+    for module in model.modules():
+        if isinstance(module, ConditionalMemory) and not isinstance(module.table, MappedTable):
+            module.table = MappedTable.copy_of(module.table, Path(directory))

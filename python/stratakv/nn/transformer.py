@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -292,7 +293,9 @@ def _connection(config: TransformerConfig, index: int) -> nn.Module:
     )
 
 
-def _memories(config: TransformerConfig, vocabulary: Tensor | None) -> dict[int, ConditionalMemory]:
+def _memories(
+    config: TransformerConfig, vocabulary: Tensor | None, table_directory: Path | None
+) -> dict[int, ConditionalMemory]:
     if config.memory is None:
         return {}
     sizes = config.memory
@@ -314,6 +317,7 @@ def _memories(config: TransformerConfig, vocabulary: Tensor | None) -> dict[int,
             pad_id=sizes.pad_id,
             kernel_size=sizes.kernel_size,
             norm_eps=config.norm_eps,
+            table_directory=table_directory,
         )
         for layer, plan in sizes.plans().items()
     }
@@ -329,11 +333,16 @@ class DecoderParts:
     rotary_emb: RotaryPositions
     num_streams: int
 
-    def build(self, config: TransformerConfig, vocabulary: Tensor | None = None) -> None:
-        """Makes the modules; `vocabulary` is that of the memories."""
+    def build(
+        self,
+        config: TransformerConfig,
+        vocabulary: Tensor | None = None,
+        table_directory: Path | None = None,
+    ) -> None:
+        """Makes the modules; `vocabulary` is that of the memories, whose tables may lie in files."""
         self.num_streams = config.num_streams
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        memories = _memories(config, vocabulary)
+        memories = _memories(config, vocabulary, table_directory)
         self.layers = nn.ModuleList(
             Block(config, index, memories.get(index)) for index in range(config.num_layers)
         )
@@ -351,6 +360,13 @@ class DecoderParts:
             *(part.down_proj for part in parts if isinstance(part, SwiGlu)),
         ]
 
+    def prefetch(self, ids_BT: Tensor, states: Mapping[int, MemoryState] | None = None) -> None:
+        """Has what the memories will look up read in the background, where their tables are in files."""
+        for index, block in enumerate(self.layers):
+            memory = cast("Block", block).memory
+            if memory is not None:
+                memory.prefetch(ids_BT, None if states is None else states[index])
+
     def run(self, h_BTC: Tensor, around: Surroundings, *, recompute: bool = False) -> Tensor:
         """Embedded tokens to last hidden states, (B, T, C) to (B, T, C).
 
@@ -359,6 +375,9 @@ class DecoderParts:
             around: positions, attention, cache.
             recompute: keep only each block's streams for the backward pass.
         """
+        # A training step knew its batch a step before, see `StrataLM.prefetch`.
+        if around.ids is not None and not torch.is_grad_enabled():
+            self.prefetch(around.ids, around.memories)
         x_BTSC = expand_streams(h_BTC, self.num_streams)
         for block in self.layers:
             if recompute:
@@ -389,9 +408,14 @@ def output_std(config: TransformerConfig) -> float:
 class Decoder(nn.Module, DecoderParts):
     """Tokens to hidden states."""
 
-    def __init__(self, config: TransformerConfig, vocabulary: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocabulary: Tensor | None = None,
+        table_directory: Path | None = None,
+    ) -> None:
         super().__init__()
-        self.build(config, vocabulary)
+        self.build(config, vocabulary, table_directory)
 
     def forward(self, input_ids_BT: Tensor, *, recompute: bool = False) -> Tensor:
         """(B, T) ids to (B, T, C)."""
@@ -408,16 +432,23 @@ class StrataLM(nn.Module):
     Args:
         config: sizes and choices.
         vocabulary: (V,) compressed ids for the memories (`compress_vocabulary`); None leaves each its own.
+        table_directory: where the memories' tables lie in scratch files, which may be larger than RAM;
+            None for RAM.
 
     Attributes:
         model: the `Decoder`.
         lm_head: (V, C) output; the embedding's own matrix where `config.tie_embeddings`.
     """
 
-    def __init__(self, config: TransformerConfig, vocabulary: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocabulary: Tensor | None = None,
+        table_directory: Path | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config, vocabulary)
+        self.model = Decoder(config, vocabulary, table_directory)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -427,6 +458,14 @@ class StrataLM(nn.Module):
         """(B, T) ids to (B, T, V) logits."""
         logits_BTV: Tensor = self.lm_head(self.model(input_ids_BT, recompute=recompute))
         return logits_BTV
+
+    def prefetch(self, input_ids_BT: Tensor) -> None:
+        """Has what the memories will look up for a batch of `loss` read in the background.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        self.model.prefetch(input_ids_BT[:, :-1])
 
     def loss(self, input_ids_BT: Tensor, *, recompute: bool = False) -> Tensor:
         """Mean cross entropy (nats) of each token given those before it, in float32.

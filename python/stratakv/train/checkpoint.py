@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stratakv.nn.mapped_table import MappedRows
 from stratakv.train.files import FILE_MODE, create_private, replace_durably
 from stratakv.train.group import Group, split_like, whole
 
@@ -41,7 +42,7 @@ def save(
     text = json.dumps({"version": VERSION, **progress})
     create_private(beside)
     save_file(
-        {name: value.detach().contiguous() for name, value in tensors.items()},
+        {name: _in_one_piece(value.detach(), path.parent) for name, value in tensors.items()},
         beside,
         metadata={"stratakv": text},
     )
@@ -80,6 +81,10 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
                 # Counts of steps are no parts of a parameter.
                 if value.shape == owners[place].shape:
                     values[key] = split_like(value, owners[place])
+                # What lies in a file stays there.
+                held = optimizer.state.get(owners[place], {}).get(key)
+                if held is not None:
+                    values[key] = held.copy_(values[key])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
@@ -98,6 +103,14 @@ def _progress(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if progress.get("version") != VERSION:
         raise ValueError(f"{path} is no checkpoint of `stratakv train`, or one of another version")
     return progress
+
+
+def _in_one_piece(tensor: Tensor, directory: Path) -> Tensor:
+    """As safetensors wants it. What is not lies in a file beside other things, and may be larger than RAM."""
+    if tensor.is_contiguous() or tensor.dim() != 2 or tensor.dtype != torch.float32:
+        return tensor.contiguous()
+    num_rows, dim = tensor.shape
+    return MappedRows(num_rows, dim, directory).planes[0].copy_(tensor)
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ class TrainConfig:
         precision: "full", or "bf16" for autocast: matrix products in bfloat16, parameters, optimizers and
             what hyper-connections compute in float32. "fp8": besides, the linear layers' products in FP8,
             where the hardware has it; elsewhere it is "bf16", and a warning says so.
+        sparse_tables: of a conditional memory's tables only the rows that a batch looked up are updated
+            (RowAdam); otherwise all are, each time. Tables in files need it.
         seed: of the initial values and of the batches.
         eval_every: steps between losses on held-out text; 0 for none but the last.
         eval_batches: batches of such a loss.
@@ -46,6 +48,7 @@ class TrainConfig:
     clip: float = 1.0
     optimizer: OptimizerName = "adamw"
     precision: Precision = "full"
+    sparse_tables: bool = False
     seed: int = 0
     eval_every: int = 100
     eval_batches: int = 8

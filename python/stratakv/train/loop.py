@@ -20,7 +20,7 @@ from stratakv.nn.transformer import StrataLM
 from stratakv.train import checkpoint
 from stratakv.train.config import TrainConfig
 from stratakv.train.group import Group, whole
-from stratakv.train.optimizers import make_optimizers
+from stratakv.train.optimizers import clip_gradients, make_optimizers
 
 # Kept apart, at the end of the tokens, for losses that no update has seen.
 HELD_OUT_SHARE = 0.05
@@ -82,7 +82,8 @@ class Trainer:
         history: one `Step` per update, those before a resumption included.
 
     Raises:
-        ValueError: a text too short for one row, or a batch that is no multiple of the processes.
+        ValueError: a text too short for one row, a batch that is no multiple of the processes, or sparse
+            tables with several processes.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class Trainer:
         self.group = Group() if group is None else group
         if config.batch % self.group.size:
             raise ValueError(f"batch={config.batch} must be a multiple of the {self.group.size} processes")
+        if config.sparse_tables and self.group.size > 1:
+            raise ValueError("sparse_tables: such tables cannot be split; train in one process, or without")
         split = len(tokens) - max(int(len(tokens) * HELD_OUT_SHARE), config.length + 1)
         if split <= config.length:
             raise ValueError(
@@ -119,13 +122,12 @@ class Trainer:
         """One update."""
         config, start = self.config, time.perf_counter()
         lr = config.lr_at(self.step)
-        ids_BT = draw_batch(
-            self.tokens, batch=config.batch, length=config.length, seed=config.seed, step=self.step
-        )
+        ids_BT = self._batch(self.step)
+        self.model.prefetch(self._batch(self.step + 1))
         self.model.train()
         loss = self._loss(self.group.rows(ids_BT))
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
+        norm = clip_gradients(self.model, config.clip or float("inf"))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -142,6 +144,10 @@ class Trainer:
         ):
             self.save()
         return done
+
+    def _batch(self, step: int) -> Tensor:
+        config = self.config
+        return draw_batch(self.tokens, batch=config.batch, length=config.length, seed=config.seed, step=step)
 
     @torch.no_grad()
     def evaluate(self) -> float:

@@ -1,4 +1,4 @@
-"""AdamW and Muon, and which parameters each of them has."""
+"""AdamW, Muon and Adam for rows, and which parameters each of them has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from stratakv.nn.conditional_memory import ConditionalMemory
+from stratakv.nn.mapped_table import MappedTable
 from stratakv.train.config import TrainConfig
 from stratakv.train.group import split_like, whole
 
@@ -19,6 +21,8 @@ NUM_ITERATIONS = 5
 # Makes an update's root mean square that of AdamW, so that both share a learning rate (arXiv 2502.16982).
 UPDATE_RMS = 0.2
 TABLE_LR_SCALE = 5.0
+# As torch's own clipping has it.
+CLIP_EPS = 1e-6
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -82,12 +86,69 @@ class Muon(torch.optim.Optimizer):
         return None
 
 
+class RowAdam(torch.optim.Optimizer):
+    """Adam for tables with sparse gradients: only rows that have one are read and written, moments too.
+
+    What `torch.optim.SparseAdam` computes; that one does not take tables whose rows lie apart.
+
+    Args:
+        params: (N, D) tables.
+        lr: learning rate.
+        betas: of the moments.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update; a closure is not called."""
+        assert closure is None, "no closures"
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self._update(table, group)
+        return None
+
+    def _update(self, table: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            self.start(table, torch.zeros_like(table), torch.zeros_like(table))
+        assert table.grad is not None
+        grad, (first, second) = table.grad.coalesce(), group["betas"]
+        rows_R, grad_RD = grad.indices()[0], grad.values()
+        state["step"] += 1
+        mean_RD = state["exp_avg"].index_select(0, rows_R).lerp_(grad_RD, 1 - first)
+        square_RD = state["exp_avg_sq"].index_select(0, rows_R).mul_(second)
+        square_RD.addcmul_(grad_RD, grad_RD, value=1 - second)
+        state["exp_avg"].index_copy_(0, rows_R, mean_RD)
+        state["exp_avg_sq"].index_copy_(0, rows_R, square_RD)
+        step = float(state["step"])
+        size = group["lr"] * (1 - second**step) ** 0.5 / (1 - first**step)
+        update_RD = mean_RD.div_(square_RD.sqrt_().add_(group["eps"]))
+        table.data.index_add_(0, rows_R, update_RD, alpha=-size)
+
+    def start(self, table: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        """Gives a table its moments, (N, D) zeros each."""
+        # A count that is a tensor, as everything that a checkpoint holds.
+        step = torch.tensor(0.0)
+        self.state[table].update(step=step, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+
+
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """What updates each of the model's parameters, every one exactly once.
 
     Matrices of the blocks decay, and are Muon's where that was chosen. Embeddings, norms and
     connections do not decay: a connection's values have their meaning at zero. Tables of memories do
     not either, and learn faster, since a row is seldom looked up (Engram, arXiv 2601.07372, appendix A).
+    Where `config.sparse_tables` they are RowAdam's, and what it keeps lies where the table lies.
     A group's `lr_scale` is a factor of the run's learning rate.
     """
     matrices: list[Tensor] = []
@@ -103,10 +164,44 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
             rest.append(parameter)
     adam: dict[str, Any] = {"lr": config.lr, "betas": ADAM_BETAS, "fused": True}
     groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
-    if tables:
+    optimizers: list[torch.optim.Optimizer] = []
+    if tables and config.sparse_tables:
+        optimizers.append(_row_adam(model, config))
+    elif tables:
         groups.append({"params": tables, "weight_decay": 0.0, "lr_scale": TABLE_LR_SCALE})
     if config.optimizer == "muon":
-        muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay)
-        return [muon, torch.optim.AdamW(groups, **adam)]
-    groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
-    return [torch.optim.AdamW(groups, **adam)]
+        optimizers.append(Muon(matrices, lr=config.lr, weight_decay=config.weight_decay))
+    else:
+        groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
+    return [*optimizers, torch.optim.AdamW(groups, **adam)]
+
+
+def _row_adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    tables = [module.table for module in model.modules() if isinstance(module, ConditionalMemory)]
+    for table in tables:
+        table.sparse = True
+    group = {"params": [table.weight for table in tables], "lr_scale": TABLE_LR_SCALE}
+    adam = RowAdam([group], lr=config.lr, betas=ADAM_BETAS)
+    for table in tables:
+        if isinstance(table, MappedTable):
+            adam.start(table.weight, *table.add_planes(2))
+    return adam
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, norm_max: float) -> Tensor:
+    """`clip_grad_norm_`, for sparse gradients too: scales them where their norm is greater, and gives it."""
+    owners = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if not any(owner.grad.is_sparse for owner in owners if owner.grad is not None):
+        return torch.nn.utils.clip_grad_norm_(owners, norm_max)
+    values: list[Tensor] = []
+    for owner in owners:
+        assert owner.grad is not None
+        if owner.grad.is_sparse:
+            owner.grad = owner.grad.coalesce()
+        values.append(owner.grad.values() if owner.grad.is_sparse else owner.grad)
+    norm = torch.nn.utils.get_total_norm(values)
+    scale = (norm_max / (norm + CLIP_EPS)).clamp(max=1.0)
+    for value in values:
+        value.mul_(scale)
+    return norm

@@ -61,16 +61,32 @@ impl Dense {
     /// A tensor of uint8.
     pub(crate) fn bytes(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<Self> {
         static UINT8: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        Self::of_dtype(name, tensor, &UINT8, ("uint8", "view"), 1)
+    }
+
+    /// A tensor of int64.
+    pub(crate) fn indices(name: &'static str, tensor: &Bound<'_, PyAny>) -> PyResult<Self> {
+        static INT64: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        Self::of_dtype(name, tensor, &INT64, ("int64", "to"), size_of::<i64>())
+    }
+
+    fn of_dtype(
+        name: &'static str,
+        tensor: &Bound<'_, PyAny>,
+        known: &'static PyOnceLock<Py<PyAny>>,
+        (dtype, how): (&'static str, &'static str),
+        size: usize,
+    ) -> PyResult<Self> {
         let py = tensor.py();
-        let dtype = tensor.getattr(intern!(py, "dtype")).map_err(|_| not_a_tensor(name, "", tensor))?;
-        let uint8 =
-            UINT8.get_or_try_init(py, || Ok::<_, PyErr>(py.import("torch")?.getattr("uint8")?.unbind()))?;
-        if !uint8.is(&dtype) {
+        let found = tensor.getattr(intern!(py, "dtype")).map_err(|_| not_a_tensor(name, "", tensor))?;
+        let expected =
+            known.get_or_try_init(py, || Ok::<_, PyErr>(py.import("torch")?.getattr(dtype)?.unbind()))?;
+        if !expected.is(&found) {
             return Err(PyValueError::new_err(format!(
-                "{name} is {dtype}, expected torch.uint8; call .view(torch.uint8)"
+                "{name} is {found}, expected torch.{dtype}; call .{how}(torch.{dtype})"
             )));
         }
-        Self::new(name, tensor, 1)
+        Self::new(name, tensor, size)
     }
 
     fn new(name: &'static str, tensor: &Bound<'_, PyAny>, size: usize) -> PyResult<Self> {
@@ -150,6 +166,12 @@ impl Dense {
         }
         // SAFETY: aligned, and any four bytes are a float32.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>()) }
+    }
+
+    /// The elements of a tensor that [`Dense::indices`] made.
+    pub(crate) fn as_indices(&self) -> impl Iterator<Item = i64> + '_ {
+        let (elements, _) = self.as_slice().as_chunks();
+        elements.iter().map(|element| i64::from_ne_bytes(*element))
     }
 
     /// [`Dense::as_floats`], under the condition of [`Dense::as_mut_slice`].

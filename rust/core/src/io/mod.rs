@@ -19,6 +19,7 @@ mod mmap;
 pub(crate) mod names;
 mod platform;
 mod pool;
+mod rows;
 #[cfg(target_os = "linux")]
 mod uring;
 
@@ -31,6 +32,7 @@ pub use config::{Backend, EngineKind, IoConfig, open_engine};
 pub use directory::{Mode, OsDisk};
 pub use inline::InlineEngine;
 pub use pool::{PoolConfig, PoolEngine};
+pub use rows::RowFile;
 #[cfg(target_os = "linux")]
 pub use uring::{UringConfig, UringEngine};
 

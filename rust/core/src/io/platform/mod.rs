@@ -7,6 +7,8 @@ mod portable;
 mod unix;
 
 #[cfg(not(unix))]
-pub(super) use portable::{HAS_DIRECT, Root, advise_random, read_some_at, set_direct, write_some_at};
+pub(super) use portable::{
+    HAS_DIRECT, Root, advise_random, read_some_at, set_direct, will_need, write_some_at,
+};
 #[cfg(unix)]
-pub(super) use unix::{HAS_DIRECT, Root, advise_random, read_some_at, set_direct, write_some_at};
+pub(super) use unix::{HAS_DIRECT, Root, advise_random, read_some_at, set_direct, will_need, write_some_at};

@@ -142,3 +142,5 @@ pub(in crate::io) fn set_direct(_file: &File, _direct: bool) -> io::Result<()> {
 }
 
 pub(in crate::io) fn advise_random(_file: &File) {}
+
+pub(in crate::io) fn will_need(_file: &File, _offset: u64, _len: u64) {}

@@ -190,3 +190,13 @@ pub(in crate::io) fn advise_random(file: &File) {
     #[cfg(not(target_os = "linux"))]
     let _ = file;
 }
+
+/// Asks for a range to be read into the page cache, and does not wait. Best effort.
+pub(in crate::io) fn will_need(file: &File, offset: u64, len: u64) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+    #[cfg(target_vendor = "apple")]
+    let _ = rustix::fs::fcntl_rdadvise(file, offset, len);
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    let _ = (file, offset, len);
+}

@@ -1,0 +1,33 @@
+//! Tables of rows in files: reading ahead.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use stratakv_core::io;
+
+use crate::buffer::Dense;
+use crate::enter::enter;
+
+/// A file of rows that somebody has mapped.
+#[pyclass(frozen, module = "stratakv._native")]
+pub(crate) struct RowFile {
+    file: io::RowFile,
+}
+
+#[pymethods]
+impl RowFile {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, row_bytes: u64) -> PyResult<Self> {
+        enter(py, || Ok(Self { file: io::RowFile::open(&path, row_bytes)? }))
+    }
+
+    #[getter]
+    fn num_rows(&self) -> u64 {
+        self.file.num_rows()
+    }
+
+    fn prefetch(&self, py: Python<'_>, rows: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let rows = Dense::indices("rows", rows)?;
+        enter(py, || self.file.prefetch(rows.as_indices()))
+    }
+}
