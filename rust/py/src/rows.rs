@@ -18,7 +18,7 @@ pub(crate) struct RowFile {
 impl RowFile {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, row_bytes: u64) -> PyResult<Self> {
-        enter(py, || Ok(Self { file: io::RowFile::open(&path, row_bytes)? }))
+        enter(py, move || Ok(Self { file: io::RowFile::open(&path, row_bytes)? }))
     }
 
     #[getter]
