@@ -208,6 +208,11 @@ def test_says_what_it_cannot_take(tmp_path):
         table.prefetch(torch.tensor([3], dtype=torch.int32))
 
 
+def test_dense_updates_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="give sparse_tables=True"):
+        trainer_of(tmp_path, config=dataclasses.replace(RUN, sparse_tables=False))
+
+
 def test_a_copy_of_a_model_is_apart(tmp_path):
     model = model_of(tmp_path)
     copied = copy.deepcopy(model)

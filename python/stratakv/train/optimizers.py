@@ -150,7 +150,12 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     not either, and learn faster, since a row is seldom looked up (Engram, arXiv 2601.07372, appendix A).
     Where `config.sparse_tables` they are RowAdam's, and what it keeps lies where the table lies.
     A group's `lr_scale` is a factor of the run's learning rate.
+
+    Raises:
+        ValueError: tables in files, whose gradients are sparse, without `config.sparse_tables`.
     """
+    if not config.sparse_tables and any(isinstance(module, MappedTable) for module in model.modules()):
+        raise ValueError("tables in files are updated by rows: give sparse_tables=True")
     matrices: list[Tensor] = []
     tables: list[Tensor] = []
     rest: list[Tensor] = []
