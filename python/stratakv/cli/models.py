@@ -8,6 +8,7 @@ age, and is kept in the arithmetic that it is loaded in, for no more memory than
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -142,6 +143,8 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
     # A model's objects stay: looking through them for garbage took 7 % of the thread that decodes.
     gc.collect()
     gc.freeze()
+    # Libraries say at the end what was not freed.
+    atexit.register(gc.unfreeze)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
