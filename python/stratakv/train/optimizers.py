@@ -44,7 +44,29 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return near
 
 
-class Muon(torch.optim.Optimizer):
+class EachAlone(torch.optim.Optimizer):
+    """An optimizer that updates each parameter by itself, given its gradient and its group's options."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update; a closure is not called."""
+        assert closure is None, "no closures"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update(parameter, parameter.grad, group)
+        return None
+
+    def update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Of one parameter."""
+        raise NotImplementedError
+
+
+class Muon(EachAlone):
     """Momentum whose updates are orthogonalised; for matrices only.
 
     Args:
@@ -62,31 +84,20 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon updates matrices only: give the rest to AdamW")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update; a closure is not called."""
-        assert closure is None, "no closures"
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-                mixed = parameter.grad.lerp(momentum, MOMENTUM)
-                # A part of a matrix has other singular values than the whole.
-                update = split_like(orthogonalize(whole(mixed)), parameter)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * UPDATE_RMS * max(parameter.shape) ** 0.5)
-        return None
+    def update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Of one matrix."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(grad, 1 - MOMENTUM)
+        mixed = grad.lerp(momentum, MOMENTUM)
+        # A part of a matrix has other singular values than the whole.
+        update = split_like(orthogonalize(whole(mixed)), parameter)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"] * UPDATE_RMS * max(parameter.shape) ** 0.5)
 
 
-class RowAdam(torch.optim.Optimizer):
+class RowAdam(EachAlone):
     """Adam for tables with sparse gradients: only rows that have one are read and written, moments too.
 
     What `torch.optim.SparseAdam` computes; that one does not take tables whose rows lie apart.
@@ -103,26 +114,12 @@ class RowAdam(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update; a closure is not called."""
-        assert closure is None, "no closures"
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is not None:
-                    self._update(table, group)
-        return None
-
-    def _update(self, table: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[table]
+    def update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Of one table."""
+        table, state = parameter, self.state[parameter]
         if not state:
             self.start(table, torch.zeros_like(table), torch.zeros_like(table))
-        assert table.grad is not None
-        grad, (first, second) = table.grad.coalesce(), group["betas"]
+        grad, (first, second) = grad.coalesce(), group["betas"]
         rows_R, grad_RD = grad.indices()[0], grad.values()
         state["step"] += 1
         mean_RD = state["exp_avg"].index_select(0, rows_R).lerp_(grad_RD, 1 - first)
