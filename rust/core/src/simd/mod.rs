@@ -28,6 +28,10 @@ pub(crate) use element::{Bf16, Element, F16, F32, load_some};
 pub(crate) use exp::{exp, exp_vector};
 pub use level::SimdLevel;
 
+/// Bytes that come from memory together.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
+
 /// Writes a function that runs a kernel with the instructions of exactly one level.
 ///
 /// `fn name(argument: type, …) -> result => kernel;` becomes
@@ -71,6 +75,21 @@ macro_rules! dispatch {
     };
 }
 pub(crate) use dispatch;
+
+/// Asks for the cache lines of some bytes that are read soon, where stable Rust offers that; see
+/// [`Simd::prefetch`].
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(CACHE_LINE) {
+        // SAFETY: part of the architecture, and it reads nothing.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
 
 /// Vectors of float32 of one instruction set.
 pub(crate) trait Simd: Copy {

@@ -13,6 +13,7 @@ use crate::attend::{Inline, Parallel};
 use crate::rotary::Turns;
 use crate::score::{Budget, Masses, Queries, estimate, largest, weigh};
 use crate::session::CHAPTER_PAGES;
+use crate::simd::prefetch;
 use crate::sync::Mutex;
 
 /// Less than this many blocks are scored on the calling thread.
@@ -21,6 +22,9 @@ const PARALLEL_BLOCKS_MIN: usize = 1024;
 const ESTIMATE_UNITS: usize = 4;
 /// For each block that may be read, so many are told from their sketches to be estimated.
 pub(super) const ESTIMATED_PER_READ: usize = 4;
+
+/// Summaries from the one at hand to the one that is asked for, where they are apart.
+const GATHER_AHEAD: usize = 8;
 
 thread_local! {
     /// Queries relative to the page at hand.
@@ -178,7 +182,10 @@ impl Scoring<'_> {
                 let (page, within) = (block as usize / per_page, block as usize % per_page);
                 &digest.blocks(self.digest, of_row, page, 1)[within * len..][..len]
             };
-            for block in blocks {
+            for (index, block) in blocks.iter().enumerate() {
+                if let Some(later) = blocks.get(index + GATHER_AHEAD) {
+                    prefetch(summary_of(*later));
+                }
                 gathered.extend_from_slice(summary_of(*block));
             }
             self.estimate(head, 0, gathered, &mut Masses { at, sum, stride: blocks.len() });

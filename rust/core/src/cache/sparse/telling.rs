@@ -6,6 +6,7 @@ use super::HeadScratch;
 use super::scoring::{Scoring, weigh_finite};
 use crate::score::{DIRECTIONS, largest};
 use crate::session::CHAPTER_PAGES;
+use crate::simd::prefetch;
 
 /// Chapters whose sketches are scored in one unit of work.
 pub(super) const SKETCH_CHAPTERS: usize = 16;
@@ -51,8 +52,15 @@ impl Scoring<'_> {
         let (digest, head) = self.digest_of(head);
         SCORES.with_borrow_mut(|scores| {
             scores.resize(self.rows * stride, 0.0);
-            for (index, chapter) in chapters.enumerate() {
-                let sketch = digest.sketch_of(self.digest, head, chapter);
+            // Sketches are far from each other in memory, so the next one is asked for early.
+            let mut sketches: [&[u8]; SKETCH_CHAPTERS] = [&[]; SKETCH_CHAPTERS];
+            for (sketch, chapter) in sketches.iter_mut().zip(chapters.clone()) {
+                *sketch = digest.sketch_of(self.digest, head, chapter);
+            }
+            for (index, sketch) in sketches[..chapters.len()].iter().enumerate() {
+                if let Some(next) = sketches.get(index + 1) {
+                    prefetch(next);
+                }
                 self.digest.sketch.score(sketch, along, &mut scores[index * self.sketch_blocks()..], stride);
             }
             into.weights.clear();
@@ -81,16 +89,16 @@ impl Scoring<'_> {
         let HeadScratch { shares, picker, estimated, left, .. } = scratch;
         shares.clear();
         shares.resize(weighed.iter().map(|unit| unit.weights.len() / self.rows).sum(), 0.0);
-        for row in 0..self.rows {
-            let (reference, total) = of_all(weighed, row);
-            let factor = if total > 0.0 { 1.0 / (total * self.rows as f32) } else { 0.0 };
-            let mut rest = shares.as_mut_slice();
-            for unit in weighed {
-                let (weights, factor) = (unit.row(row), unit.scale(row, reference) * factor);
-                let (shares, after) = rest.split_at_mut(weights.len());
-                shares.iter_mut().zip(weights).for_each(|(share, weight)| *share += weight * factor);
-                rest = after;
+        let all: Vec<_> = (0..self.rows).map(|row| of_all(weighed, row)).collect();
+        let mut rest = shares.as_mut_slice();
+        for unit in weighed {
+            let (shares, after) = rest.split_at_mut(unit.weights.len() / self.rows);
+            for (row, (reference, total)) in all.iter().enumerate() {
+                let factor = if *total > 0.0 { 1.0 / (total * self.rows as f32) } else { 0.0 };
+                let factor = unit.scale(row, *reference) * factor;
+                shares.iter_mut().zip(unit.row(row)).for_each(|(share, weight)| *share += weight * factor);
             }
+            rest = after;
         }
         picker.pick(shares, sinks, count, estimated);
         let known = focus.partition_point(|block| (*block as usize) < shares.len());
@@ -100,11 +108,16 @@ impl Scoring<'_> {
             estimated.dedup();
         }
         left.clear();
-        left.extend((0..self.rows).map(|row| self.left(weighed, estimated, row)));
+        left.extend(all.iter().enumerate().map(|(row, all)| self.left(weighed, estimated, row, *all)));
     }
 
-    fn left(&self, weighed: &[&Weighed], estimated: &[u32], row: usize) -> f32 {
-        let (reference, total) = of_all(weighed, row);
+    fn left(
+        &self,
+        weighed: &[&Weighed],
+        estimated: &[u32],
+        row: usize,
+        (reference, total): (f32, f32),
+    ) -> f32 {
         let per_unit = SKETCH_CHAPTERS * self.sketch_blocks();
         let mut known = 0.0;
         // Ascending: those of a unit stand together.
