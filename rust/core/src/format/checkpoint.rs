@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::bytes::{Reader, Writer, check_crc, stamp_crc};
 use super::{FORMAT_VERSION, Flaw};
-use crate::memory::{Leaf, Names, Place, Postings, Row};
+use crate::memory::{Leaf, Names, Place, Postings, Row, Turn};
 
 const MAGIC: &[u8; 8] = b"STRATIDX";
 const CRC_AT: usize = 12;
@@ -26,6 +26,8 @@ pub struct Checkpoint {
     /// Damaged stretches up to there.
     pub holes: u64,
     pub(crate) rows: Vec<Row>,
+    /// One for each row.
+    pub(crate) turns: Vec<Turn>,
     pub(crate) leaves: Vec<Leaf>,
     pub(crate) authors: Vec<String>,
     pub(crate) terms: HashMap<Box<str>, Postings>,
@@ -38,6 +40,7 @@ pub(crate) struct CheckpointParts<'a> {
     pub(crate) next_id: u64,
     pub(crate) holes: u64,
     pub(crate) rows: &'a [Row],
+    pub(crate) turns: &'a [Turn],
     pub(crate) leaves: &'a [Leaf],
     pub(crate) authors: &'a [String],
     pub(crate) terms: &'a HashMap<Box<str>, Postings>,
@@ -58,8 +61,8 @@ impl CheckpointParts<'_> {
             writer.blob(author.as_bytes());
         }
         writer.u64(self.rows.len() as u64);
-        for row in self.rows {
-            encode_row(&mut writer, row);
+        for (row, turn) in self.rows.iter().zip(self.turns) {
+            encode_row(&mut writer, row, turn);
         }
         writer.u64(self.terms.len() as u64);
         for (term, postings) in self.terms {
@@ -90,35 +93,39 @@ pub fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Flaw> {
         (0..reader.count(60)?).map(|_| decode_leaf(&mut reader)).collect::<Result<Vec<_>, Flaw>>()?;
     let authors = (0..reader.count(8)?).map(|_| reader.text()).collect::<Result<Vec<_>, Flaw>>()?;
     let count = reader.count(ROW_BYTES)?;
-    let mut rows = Vec::with_capacity(count);
+    let (mut rows, mut turns) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for _ in 0..count {
-        rows.push(decode_row(&mut reader)?);
+        let (row, turn) = decode_row(&mut reader)?;
+        rows.push(row);
+        turns.push(turn);
     }
-    check(&rows, &leaves, &authors)?;
+    check(&rows, &turns, &leaves, &authors)?;
     let mut terms = HashMap::new();
     for _ in 0..reader.count(20)? {
         let term = reader.text()?.into_boxed_str();
         let (last, bytes) = (reader.u32()?, reader.blob()?.to_vec());
         terms.insert(term, Postings { bytes, last });
     }
-    Ok(Checkpoint { generation, end, next_id, holes, rows, leaves, authors, terms })
+    Ok(Checkpoint { generation, end, next_id, holes, rows, turns, leaves, authors, terms })
 }
 
 /// What lookups rely on.
-fn check(rows: &[Row], leaves: &[Leaf], authors: &[String]) -> Result<(), Flaw> {
+fn check(rows: &[Row], turns: &[Turn], leaves: &[Leaf], authors: &[String]) -> Result<(), Flaw> {
     let is_row = |row: u32| row == u32::MAX || (row as usize) < rows.len();
     let is_author = |author: u32| author == u32::MAX || (author as usize) < authors.len();
     let fits = |row: &Row| {
         (row.leaf as usize) < leaves.len()
             && is_author(row.author)
-            && is_row(row.previous)
-            && is_row(row.next)
             // Versions lead one way, or who follows them would never arrive; 0 stands for none.
             && row.id != 0
             && (row.superseded_by == 0 || row.superseded_by > row.id)
             && (row.supersedes == 0 || row.supersedes < row.id)
     };
-    if !rows.iter().all(fits) || !leaves.iter().all(|leaf| leaf.last.is_none_or(is_row)) {
+    let stands = |turn: &Turn| is_row(turn.previous) && is_row(turn.next);
+    if !rows.iter().all(fits)
+        || !turns.iter().all(stands)
+        || !leaves.iter().all(|leaf| leaf.last.is_none_or(is_row))
+    {
         return Err("names rows, scopes, authors or versions that it does not have".into());
     }
     if !rows.is_sorted_by(|a, b| a.id < b.id) {
@@ -149,25 +156,23 @@ fn decode_leaf(reader: &mut Reader<'_>) -> Result<Leaf, Flaw> {
     Ok(Leaf { names, last: (last != u32::MAX).then_some(last), rows, words, window_words })
 }
 
-fn encode_row(writer: &mut Writer, row: &Row) {
+fn encode_row(writer: &mut Writer, row: &Row, turn: &Turn) {
     writer.u64(row.id).u64(row.place.offset).u32(row.place.bytes).u32(row.leaf);
-    writer.u32(row.words).u32(row.window_words).u32(row.traits).u32(row.author);
+    writer.u32(turn.words).u32(turn.window_words).u32(row.traits).u32(row.author);
     writer.i64(row.valid_from).i64(row.valid_to).i64(row.recorded);
     writer.i64(row.closed_to).i64(row.closed);
-    writer.u64(row.supersedes).u64(row.superseded_by).u32(row.previous).u32(row.next);
+    writer.u64(row.supersedes).u64(row.superseded_by).u32(turn.previous).u32(turn.next);
 }
 
-fn decode_row(reader: &mut Reader<'_>) -> Result<Row, Flaw> {
+fn decode_row(reader: &mut Reader<'_>) -> Result<(Row, Turn), Flaw> {
     // One slice for all fields: a million rows are read at once.
     let mut reader = Reader(reader.take(ROW_BYTES)?);
     let (id, offset, bytes, leaf) = (reader.u64()?, reader.u64()?, reader.u32()?, reader.u32()?);
     let (words, window_words, traits, author) = (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
-    Ok(Row {
+    let row = Row {
         id,
         place: Place { offset, bytes },
         leaf,
-        words,
-        window_words,
         traits,
         author,
         valid_from: reader.i64()?,
@@ -177,9 +182,9 @@ fn decode_row(reader: &mut Reader<'_>) -> Result<Row, Flaw> {
         closed: reader.i64()?,
         supersedes: reader.u64()?,
         superseded_by: reader.u64()?,
-        previous: reader.u32()?,
-        next: reader.u32()?,
-    })
+    };
+    let turn = Turn { words, window_words, previous: reader.u32()?, next: reader.u32()? };
+    Ok((row, turn))
 }
 
 #[cfg(test)]
@@ -189,14 +194,12 @@ mod tests {
     use super::*;
 
     fn row() -> impl Strategy<Value = Row> {
-        (any::<[u32; 4]>(), prop::option::of(0_u32..2), any::<[i64; 5]>(), any::<[u64; 3]>(), 0_u32..5)
-            .prop_map(|(small, author, times, large, previous)| Row {
+        (any::<[u32; 2]>(), prop::option::of(0_u32..2), any::<[i64; 5]>(), any::<[u64; 3]>()).prop_map(
+            |(small, author, times, large)| Row {
                 id: 0,
                 place: Place { offset: large[0], bytes: small[0] },
                 leaf: 0,
-                words: small[1],
-                window_words: small[2],
-                traits: small[3],
+                traits: small[1],
                 author: author.unwrap_or(u32::MAX),
                 valid_from: times[0],
                 valid_to: times[1],
@@ -205,9 +208,17 @@ mod tests {
                 closed: times[4],
                 supersedes: large[1],
                 superseded_by: large[2],
-                previous: if previous == 0 { u32::MAX } else { previous - 1 },
-                next: u32::MAX,
-            })
+            },
+        )
+    }
+
+    fn turn() -> impl Strategy<Value = Turn> {
+        (any::<[u32; 2]>(), 0_u32..5).prop_map(|([words, window_words], previous)| Turn {
+            words,
+            window_words,
+            previous: if previous == 0 { u32::MAX } else { previous - 1 },
+            next: u32::MAX,
+        })
     }
 
     fn leaf() -> impl Strategy<Value = Leaf> {
@@ -226,9 +237,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_checkpoint_reads_back_and_one_flipped_bit_is_noticed(
-            mut rows in prop::collection::vec(row(), 5..20), leaves in prop::collection::vec(leaf(), 1..4),
+            turned in prop::collection::vec((row(), turn()), 5..20), leaves in prop::collection::vec(leaf(), 1..4),
             terms in terms(), at in any::<prop::sample::Index>(), bit in 0..8,
         ) {
+            let (mut rows, turns): (Vec<_>, Vec<_>) = turned.into_iter().unzip();
             for (index, row) in rows.iter_mut().enumerate() {
                 row.id = index as u64 * 3 + 1;
                 row.supersedes %= row.id;
@@ -236,13 +248,14 @@ mod tests {
             }
             let authors = ["ana".to_owned(), "bob".to_owned()];
             let parts = CheckpointParts {
-                generation: 1, end: 2, next_id: 3, holes: 4, rows: &rows, leaves: &leaves, authors: &authors,
-                terms: &terms,
+                generation: 1, end: 2, next_id: 3, holes: 4, rows: &rows, turns: &turns, leaves: &leaves,
+                authors: &authors, terms: &terms,
             };
             let mut bytes = parts.encode();
             let read = decode_checkpoint(&bytes).unwrap();
             prop_assert_eq!((read.generation, read.end, read.next_id, read.holes), (1, 2, 3, 4));
-            prop_assert_eq!((&read.rows, &read.leaves, &read.terms), (&rows, &leaves, &terms));
+            prop_assert_eq!((&read.rows, &read.turns), (&rows, &turns));
+            prop_assert_eq!((&read.leaves, &read.terms), (&leaves, &terms));
             prop_assert_eq!(&read.authors, &authors);
             let at = at.index(bytes.len());
             bytes[at] ^= 1_u8 << bit;

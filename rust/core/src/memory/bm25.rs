@@ -116,10 +116,13 @@ struct Asked {
 }
 
 /// What a row has of a query.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Score {
+    row: u32,
     turn: f32,
     window: f32,
+    /// Words of the window.
+    words: f32,
     /// Units of the word at hand in the window.
     units: u32,
 }
@@ -127,19 +130,23 @@ struct Score {
 /// BM25 of every row for one query, kept between queries: clearing costs what was touched.
 #[derive(Debug, Default)]
 pub(super) struct TextScores {
+    /// Of the rows whose window has a word of those that were counted, in the order in which they were
+    /// met: what is looked through stands together.
     scores: Vec<Score>,
-    /// Rows whose window has a word of those that were counted; in no order.
-    touched: Vec<u32>,
+    /// Of each row, one more than the place of its score; 0 without one.
+    places: Vec<u32>,
     /// Words that are not counted yet.
     deferred: Vec<Asked>,
     /// What they add at most.
     rest: f32,
-    /// What the last of the best rows has so far.
+    /// What so many rows as are of interest have so far.
     least: f32,
     /// Rows near those that are rated, while deferred words are counted.
     near: Vec<bool>,
-    /// Windows that the word at hand is in.
+    /// Places of the windows that the word at hand is in.
     middles: Vec<u32>,
+    /// Scores among which the least one is looked for.
+    windows: Vec<f32>,
 }
 
 impl TextScores {
@@ -152,8 +159,8 @@ impl TextScores {
         let mut counted = 0;
         while counted < asked.len() {
             if asked[counted].rows > COMMON * keep {
-                self.least = self.least_of(keep);
-                if self.least > self.rest {
+                self.raise_least(keep);
+                if self.least > self.rest && self.promising().count() < asked[counted].rows {
                     break;
                 }
             }
@@ -161,7 +168,7 @@ impl TextScores {
             counted += 1;
             self.rest = asked[counted..].iter().map(Asked::most).sum::<f32>() * SLACK;
         }
-        self.least = self.least_of(keep);
+        self.raise_least(keep);
         self.deferred = asked.split_off(counted);
     }
 
@@ -173,55 +180,64 @@ impl TextScores {
         others: &[u32],
         visible: impl Fn(u32) -> bool,
     ) -> Vec<u32> {
-        let (least, rest) = (self.least, self.rest);
-        let window = |scores: &Self, row: u32| scores.scores[row as usize].window;
-        let mut best = self.touched.clone();
-        best.retain(|row| window(self, *row) >= least - rest && visible(*row));
-        if best.iter().filter(|row| window(self, **row) >= least).count() < count {
-            // Too few of the best are visible: no bound holds for the others.
-            self.count_deferred(searched, None);
-            best = self.touched.iter().copied().filter(|row| visible(*row)).collect();
-        } else {
-            self.count_deferred(searched, Some(&[&best, others]));
-        }
-        if best.len() > count {
-            best.select_nth_unstable_by(count, |a, b| window(self, *b).total_cmp(&window(self, *a)));
-            best.truncate(count);
-        }
-        best
+        // Every row that will have the least is promising now; if so many visible ones have it already,
+        // no other is among the best.
+        let least = self.least;
+        let reaching = self.scores.iter().filter(|score| score.window >= least);
+        let is_enough = reaching.filter(|score| visible(score.row)).take(count).count() == count;
+        let least = if is_enough { least } else { f32::NEG_INFINITY };
+        self.count_deferred(searched, is_enough.then_some(others));
+        let mut best: Vec<Score> =
+            self.scores.iter().filter(|score| score.window >= least).copied().collect();
+        best.sort_unstable_by(|a, b| b.window.total_cmp(&a.window).then(a.row.cmp(&b.row)));
+        best.iter().map(|score| score.row).filter(|row| visible(*row)).take(count).collect()
     }
 
     /// Scores of a memory and of its window, after [`TextScores::best`].
     pub(super) fn of(&self, row: u32) -> (f32, f32) {
-        let Score { turn, window, .. } = self.scores[row as usize];
-        (turn, window)
+        let place = self.places[row as usize].checked_sub(1);
+        place.map_or((0.0, 0.0), |place| {
+            let Score { turn, window, .. } = self.scores[place as usize];
+            (turn, window)
+        })
     }
 
-    /// What the last of the `keep` best has; 0 where there are fewer.
-    fn least_of(&self, keep: usize) -> f32 {
-        if self.touched.len() < keep {
-            return 0.0;
+    /// Rows that may come to have the least.
+    fn promising(&self) -> impl Iterator<Item = u32> + '_ {
+        let bound = self.least - self.rest;
+        self.scores.iter().filter(move |score| score.window >= bound).map(|score| score.row)
+    }
+
+    /// Finds what the last of the `keep` best has. Scores only grow, so it is at least what it was.
+    fn raise_least(&mut self, keep: usize) {
+        let reaching = self.scores.iter().map(|score| score.window).filter(|window| *window >= self.least);
+        self.windows.clear();
+        self.windows.extend(reaching);
+        if self.windows.len() >= keep {
+            self.least = *self.windows.select_nth_unstable_by(keep - 1, |a, b| b.total_cmp(a)).1;
         }
-        let mut windows: Vec<f32> =
-            self.touched.iter().map(|row| self.scores[*row as usize].window).collect();
-        *windows.select_nth_unstable_by(keep - 1, |a, b| b.total_cmp(a)).1
     }
 
-    /// Counts the deferred words for some rows, or for all.
-    fn count_deferred(&mut self, searched: &Searched<'_>, some: Option<&[&[u32]]>) {
+    /// Counts the deferred words: for the rows that are promising and some others, or for all.
+    fn count_deferred(&mut self, searched: &Searched<'_>, others: Option<&[u32]>) {
         let deferred = std::mem::take(&mut self.deferred);
         if deferred.is_empty() {
             return;
         }
-        for row in some.into_iter().flatten().copied().flatten() {
-            for (member, _) in searched.rows.window(*row) {
-                self.near[member as usize] = true;
-            }
+        let Some(others) = others else {
+            deferred.iter().for_each(|word| self.count_word(searched, word, false));
+            return;
+        };
+        let rated: Vec<u32> = self.promising().chain(others.iter().copied()).collect();
+        self.mark_near(searched.rows, &rated, true);
+        deferred.iter().for_each(|word| self.count_word(searched, word, true));
+        self.mark_near(searched.rows, &rated, false);
+    }
+
+    fn mark_near(&mut self, rows: &Rows, rated: &[u32], is_near: bool) {
+        for (member, _) in rated.iter().flat_map(|row| rows.window(*row)) {
+            self.near[member as usize] = is_near;
         }
-        for word in &deferred {
-            self.count_word(searched, word, some.is_some());
-        }
-        self.near.fill(false);
     }
 
     /// Adds what a word counts, in the windows near the rows that are rated or in all.
@@ -233,35 +249,43 @@ impl TextScores {
             if only_near && !self.near[row as usize] {
                 continue;
             }
-            let words = rows.row(row).words as f32;
-            self.scores[row as usize].turn += asked.weight * saturated(count as f32, words, mean);
+            let words = rows.turn(row).words as f32;
+            self.score_of(rows, row).1.turn += asked.weight * saturated(count as f32, words, mean);
             // Windows are symmetric: those that a row is in are those in its own. A window is of
             // one session, and so of one leaf: what is covered stays so.
             for (middle, weight) in rows.window(row) {
-                let units = &mut self.scores[middle as usize].units;
-                if *units == 0 {
-                    middles.push(middle);
+                let (place, score) = self.score_of(rows, middle);
+                if score.units == 0 {
+                    middles.push(place);
                 }
-                *units = units.saturating_add(count.saturating_mul(weight));
+                score.units = score.units.saturating_add(count.saturating_mul(weight));
             }
         }
-        for row in middles.drain(..) {
-            let score = &mut self.scores[row as usize];
+        for place in middles.drain(..) {
+            let score = &mut self.scores[place as usize];
             let count = words_of(std::mem::take(&mut score.units));
-            if score.window == 0.0 {
-                self.touched.push(row);
-            }
-            let words = words_of(rows.row(row).window_words);
-            score.window += asked.weight * saturated(count, words, mean_window);
+            score.window += asked.weight * saturated(count, score.words, mean_window);
         }
         self.middles = middles;
     }
 
-    fn clear(&mut self, rows: usize) {
-        for row in self.touched.drain(..) {
-            self.scores[row as usize] = Score::default();
+    /// A row's score, and its place.
+    fn score_of(&mut self, rows: &Rows, row: u32) -> (u32, &mut Score) {
+        let place = &mut self.places[row as usize];
+        if *place == 0 {
+            let words = words_of(rows.turn(row).window_words);
+            self.scores.push(Score { row, turn: 0.0, window: 0.0, words, units: 0 });
+            *place = self.scores.len() as u32;
         }
-        self.scores.resize(rows, Score::default());
+        (*place - 1, &mut self.scores[*place as usize - 1])
+    }
+
+    fn clear(&mut self, rows: usize) {
+        for score in self.scores.drain(..) {
+            self.places[score.row as usize] = 0;
+        }
+        self.least = 0.0;
+        self.places.resize(rows, 0);
         self.near.resize(rows, false);
     }
 }
@@ -363,7 +387,7 @@ mod tests {
             Searched { rows: &rows, index: &index, covered: &covered, corpus: Corpus::of(&rows, &covered) };
         let mut scores = TextScores::default();
         scores.score(&searched, &[("w1".into(), 1), ("w3".into(), 1)].into(), 4);
-        assert_eq!((scores.touched.len(), scores.deferred.len()), (10, 1));
+        assert_eq!((scores.scores.len(), scores.deferred.len()), (10, 1));
         assert_eq!(scores.best(&searched, 4, &[], |_| true).len(), 4);
     }
 }

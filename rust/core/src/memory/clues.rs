@@ -107,7 +107,8 @@ impl Clues {
     /// What a row has of it.
     pub(super) fn of_row(&self, rows: &Rows, row: u32) -> Signals {
         let here = rows.row(row);
-        let before = rows.get(here.previous).filter(|_| here.previous != NONE);
+        let previous = rows.turn(row).previous;
+        let before = rows.get(previous).filter(|_| previous != NONE);
         let share = |is_so: bool| if is_so { 1.0 } else { 0.0 };
         Signals {
             author: share(self.author.is_some_and(|author| author == here.author)),

@@ -34,7 +34,7 @@ pub(crate) use log::Place;
 pub use memory::{DIMENSION_MAX, Draft, FOREVER, METADATA_BYTES_MAX, Memory, Stored, TEXT_BYTES_MAX, When};
 pub use nearest::Progress;
 pub use retention::Retention;
-pub(crate) use rows::{Leaf, Row};
+pub(crate) use rows::{Leaf, Row, Turn};
 pub use scope::{NAME_BYTES_MAX, Names, Scope};
 pub use search::{Hit, Query, RECALL_MAX};
 pub(crate) use text::Postings;

@@ -18,10 +18,6 @@ pub(crate) struct Row {
     pub(crate) place: Place,
     /// Where it is, see [`Rows::leaves`].
     pub(crate) leaf: u32,
-    /// Words that it is found by.
-    pub(crate) words: u32,
-    /// Words of its window, in units of [`super::fusion::WINDOW_UNIT`].
-    pub(crate) window_words: u32,
     /// What its text shows, as bits of [`super::clues`].
     pub(crate) traits: u32,
     /// Who said it, see [`Rows::authors`]; [`NONE`] if nobody is named.
@@ -34,6 +30,15 @@ pub(crate) struct Row {
     pub(crate) closed: i64,
     pub(crate) supersedes: u64,
     pub(crate) superseded_by: u64,
+}
+
+/// What a search by words reads of a row. Apart from the rest: it looks at many, in their windows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Words that it is found by.
+    pub(crate) words: u32,
+    /// Words of its window, in units of [`super::fusion::WINDOW_UNIT`].
+    pub(crate) window_words: u32,
     /// Rows before and after it in its session.
     pub(crate) previous: u32,
     pub(crate) next: u32,
@@ -66,6 +71,8 @@ pub(crate) struct Leaf {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     all: Vec<Row>,
+    /// One for each row.
+    turns: Vec<Turn>,
     leaves: Vec<Leaf>,
     leaf_of: HashMap<Names, u32>,
     authors: Vec<String>,
@@ -76,7 +83,7 @@ pub(super) struct Rows {
 
 impl Rows {
     /// What a checkpoint holds.
-    pub(super) fn restore(all: Vec<Row>, leaves: Vec<Leaf>, authors: Vec<String>) -> Self {
+    pub(super) fn restore(all: Vec<Row>, turns: Vec<Turn>, leaves: Vec<Leaf>, authors: Vec<String>) -> Self {
         let leaf_of =
             leaves.iter().enumerate().map(|(index, leaf)| (leaf.names.clone(), index as u32)).collect();
         let author_of =
@@ -85,7 +92,7 @@ impl Rows {
         for row in all.iter().filter(|row| row.author != NONE) {
             authors_in[row.leaf as usize].insert(row.author);
         }
-        Self { all, leaves, leaf_of, authors, author_of, authors_in }
+        Self { all, turns, leaves, leaf_of, authors, author_of, authors_in }
     }
 
     /// Everybody who said something.
@@ -104,6 +111,10 @@ impl Rows {
         &self.all
     }
 
+    pub(super) fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
     pub(super) fn leaves(&self) -> &[Leaf] {
         &self.leaves
     }
@@ -114,6 +125,10 @@ impl Rows {
 
     pub(super) fn row(&self, row: u32) -> &Row {
         &self.all[row as usize]
+    }
+
+    pub(super) fn turn(&self, row: u32) -> &Turn {
+        &self.turns[row as usize]
     }
 
     /// A row, if there is one.
@@ -142,18 +157,17 @@ impl Rows {
         let leaf = self.leaf(&stored.names);
         let previous = self.leaves[leaf as usize].last.unwrap_or(NONE);
         let previous = if stored.names.session.is_some() { previous } else { NONE };
-        if let Some(before) = self.all.get_mut(previous as usize) {
+        if let Some(before) = self.turns.get_mut(previous as usize) {
             before.next = row;
         }
         let window_words = self.count_words(leaf, previous, words);
         self.leaves[leaf as usize].last = Some(row);
         let author = stored.author.as_ref().map_or(NONE, |author| self.author(author, leaf));
+        self.turns.push(Turn { words, window_words, previous, next: NONE });
         self.all.push(Row {
             id,
             place,
             leaf,
-            words,
-            window_words,
             traits: traits_of(&stored.text, !stored.vector.is_empty()),
             author,
             valid_from: stored.valid_from,
@@ -164,8 +178,6 @@ impl Rows {
             // Only of an older one: versions that lead back to themselves would never end.
             supersedes: if stored.supersedes < id { stored.supersedes } else { 0 },
             superseded_by: 0,
-            previous,
-            next: NONE,
         });
         if let Some(old) = self.find(stored.supersedes).filter(|old| *old < row) {
             self.all[old as usize].superseded_by = id;
@@ -210,7 +222,7 @@ impl Rows {
         let mut others = 0_u64;
         let mut at = previous;
         for weight in &WINDOW[1..] {
-            let Some(before) = self.all.get_mut(at as usize) else { break };
+            let Some(before) = self.turns.get_mut(at as usize) else { break };
             own = own.saturating_add(before.words.saturating_mul(*weight));
             before.window_words = before.window_words.saturating_add(words.saturating_mul(*weight));
             others += u64::from(words) * u64::from(*weight);
@@ -262,13 +274,13 @@ impl Rows {
 
     /// The rows of a window with what each counts there, the row itself first.
     pub(super) fn window(&self, row: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let side = |step: fn(&Row) -> u32| {
+        let side = |step: fn(&Turn) -> u32| {
             let mut at = row;
             WINDOW[1..].iter().map_while(move |weight| {
-                at = step(self.all.get(at as usize)?);
+                at = step(self.turns.get(at as usize)?);
                 (at != NONE).then_some((at, *weight))
             })
         };
-        std::iter::once((row, WINDOW[0])).chain(side(|row| row.previous)).chain(side(|row| row.next))
+        std::iter::once((row, WINDOW[0])).chain(side(|turn| turn.previous)).chain(side(|turn| turn.next))
     }
 }

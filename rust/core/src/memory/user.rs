@@ -132,7 +132,7 @@ impl User {
         }
         self.next_id = self.next_id.max(checkpoint.next_id);
         self.damage.holes = checkpoint.holes;
-        self.rows = Rows::restore(checkpoint.rows, checkpoint.leaves, checkpoint.authors);
+        self.rows = Rows::restore(checkpoint.rows, checkpoint.turns, checkpoint.leaves, checkpoint.authors);
         self.index = TextIndex::restore(checkpoint.terms);
         Ok(())
     }
@@ -158,6 +158,7 @@ impl User {
             next_id: self.next_id,
             holes: self.damage.holes,
             rows: self.rows.all(),
+            turns: self.rows.turns(),
             leaves: self.rows.leaves(),
             authors: self.rows.authors(),
             terms: self.index.terms(),

@@ -34,7 +34,7 @@ impl Vectors {
         // Who is within twice the window's reach: the windows that the row joins end there.
         let mut chain = vec![row];
         while chain.len() < 2 * WINDOW.len() - 1
-            && let previous = rows.row(chain[chain.len() - 1] as u32).previous
+            && let previous = rows.turn(chain[chain.len() - 1] as u32).previous
             && previous != NONE
         {
             chain.push(previous as usize);
