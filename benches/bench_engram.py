@@ -146,6 +146,34 @@ def remember_batch_per_s() -> Result:
     return Result(samples, {"elements": DIMENSION})
 
 
+@figure(
+    "observe_p95_ms",
+    "a turn of a conversation observed, durable on return, 95 of 100 take no longer",
+    unit="ms",
+    target=10,
+    at_most=True,
+    peer="none",
+    limit="one sync of a file",
+)
+def observe_p95_ms() -> Result:
+    from stratakv.engram import AssistantMemory
+
+    samples = []
+    with tempfile.TemporaryDirectory() as scratch, AssistantMemory.open(scratch) as memory:
+        for number in range(SPREAD + 10):
+            said = f"{text_of(number)}. We chose w{number}x over the others because it is faster."
+            begin = time.perf_counter()
+            memory.observe([{"role": "user", "content": said}], user="ana", session="talk")
+            samples.append(1000 * (time.perf_counter() - begin))
+            # Its facts are taken out before the next one comes, as in a conversation.
+            memory.drain()
+    samples = sorted(samples[10:])
+    return Result(
+        [samples[int(0.95 * len(samples))]],
+        {"p50_ms": round(statistics.median(samples), 2), "turns": SPREAD},
+    )
+
+
 def recall_ms(count: int) -> Result:
     """Milliseconds of a recall of 10 out of one scope, the query embedded already."""
     from stratakv.engram import Engram
@@ -202,17 +230,18 @@ def recall_p50_ms_100k() -> Result:
 
 
 @functools.cache
-def engram_figures(what: str, *settings: int) -> dict[str, Any]:
-    """One run of the compiled benchmark `engram-figures` on the same million memories of one user."""
+def engram_figures(what: str, *settings: int, users: int = 1) -> dict[str, Any]:
+    """One run of the compiled benchmark `engram-figures` on the same million memories of so many users."""
     command = ["cargo", "run", "--release", "--locked", "--quiet", "-p", "stratakv-bench"]
-    command += ["--bin", "engram-figures", "--", what, million().name, *map(str, settings)]
+    command += ["--bin", "engram-figures", "--", what, million(users).name, *map(str, settings)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
 @functools.cache
-def million() -> tempfile.TemporaryDirectory[str]:
-    """The directory, empty at first."""
+def million(users: int) -> tempfile.TemporaryDirectory[str]:
+    """The directory of so many users' memories, empty at first."""
+    del users
     return tempfile.TemporaryDirectory()
 
 
@@ -266,6 +295,22 @@ def index_recall10_1m() -> Result:
 def recall_p50_ms_1m() -> Result:
     a_million()
     samples = sorted(engram_figures("recall", 1)["samples"])
+    return Result([statistics.median(samples)], {"p99_ms": round(samples[int(0.99 * len(samples))], 2)})
+
+
+@figure(
+    "recall_p50_ms_1m_of_1000",
+    "recall of 10 out of 1,000,000 memories of a thousand users, by words and vector, the median",
+    unit="ms",
+    target=10,
+    at_most=True,
+    peer="none",
+    limit=RECALL_LIMIT,
+)
+def recall_p50_ms_1m_of_1000() -> Result:
+    users = 1000
+    engram_figures("fill", 1_000_000, users, users=users)
+    samples = sorted(engram_figures("recall", users, users=users)["samples"])
     return Result([statistics.median(samples)], {"p99_ms": round(samples[int(0.99 * len(samples))], 2)})
 
 
