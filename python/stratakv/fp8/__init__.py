@@ -6,8 +6,8 @@
 
 `convert` decides once, by what the hardware can do, and changes nothing where it can't. The rest:
 `linear.py` the layer, `training.py` the one that trains, `routing.py` which tokens are critical, `plan.py`
-which layers are converted, `matmul.py` formats and layouts, `capability.py` the decision. Measured quality:
-`docs/fp8.md`.
+which layers are converted, `quantize.py` formats and layouts, `matmul.py` products, `capability.py` the
+decision. Measured quality: `docs/fp8.md`.
 """
 
 from stratakv.fp8.capability import Capability, detect

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
-from stratakv.fp8.matmul import Quantized, emulated_mm, quantize_rows, quantize_weight, scaled_mm
+from stratakv.fp8.matmul import emulated_mm, scaled_mm
+from stratakv.fp8.quantize import Quantized, Scales, quantize_activations, quantize_weight
 
 # Ada (8.9) is the first with FP8 tensor cores.
 MIN_CUDA_CAPABILITY = (8, 9)
+# The one that cuBLAS multiplies 1 x 128 tiles and 128 x 128 blocks on; later ones have other tiles.
+TILES_CUDA_CAPABILITY = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,19 @@ class Capability:
     reason: str
 
 
-def detect(device: torch.device | str) -> Capability:
+def detect(device: torch.device | str, scales: Scales = "rows") -> Capability:
     """Asks the device, by its properties first and then by one small product.
 
     The properties alone do not settle it: torch 2.6 has row-wise products on Hopper only, later
     releases add Ada and Blackwell one by one, and Windows builds lack them.
+
+    Args:
+        device: whose products.
+        scales: of rows or of tiles.
     """
     device = torch.device(device)
-    refusal = _refusal(device) or _probe_failure(device)
+    refusal = _refusal(device) or (scales == "tiles" and _refusal_of_tiles(device))
+    refusal = refusal or _probe_failure(device, scales)
     if refusal:
         return Capability(str(device), False, refusal)
     major, minor = torch.cuda.get_device_capability(device)
@@ -51,15 +60,25 @@ def _refusal(device: torch.device) -> str | None:
     return None
 
 
-def _probe_failure(device: torch.device) -> str | None:
-    """Why one small row-wise product does not work on the device."""
+def _refusal_of_tiles(device: torch.device) -> str | None:
+    """Why a device with FP8 products has none with scales of tiles."""
+    have = torch.cuda.get_device_capability(device)
+    if have != TILES_CUDA_CAPABILITY:
+        return f"scales of tiles need CUDA capability 9.0 (Hopper); this device has {have[0]}.{have[1]}"
+    if not hasattr(functional, "scaled_mm"):
+        return f"scales of tiles need torch 2.10 or more, not {torch.__version__}"
+    return None
+
+
+def _probe_failure(device: torch.device, scales: Scales) -> str | None:
+    """Why one small product does not work on the device."""
     try:
-        ramp = torch.linspace(-1, 1, 16 * 32, device=device, dtype=torch.bfloat16).reshape(16, 32)
-        weight = quantize_weight(ramp)
-        return _difference(quantize_rows(ramp.flip(0)), weight)
+        # More than one tile, and scales that differ.
+        ramp = torch.linspace(-1, 1, 16 * 272, device=device, dtype=torch.bfloat16).reshape(16, 272)
+        return _difference(quantize_activations(ramp.flip(0), scales), quantize_weight(ramp, scales))
     except RuntimeError as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        return f"torch {torch.__version__} has no row-wise FP8 product for this device: {lines[0]}"
+        return f"torch {torch.__version__} has no product by {scales} for this device: {lines[0]}"
 
 
 def _difference(rows: Quantized, weight: Quantized) -> str | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from stratakv.fp8.linear import Fp8Linear
 from stratakv.fp8.plan import Choice, ConversionReport, Place, make_plan, num_bytes
+from stratakv.fp8.quantize import Scales
 from stratakv.fp8.routing import TokenRouting
 from stratakv.fp8.training import Fp8TrainingLinear, WeightGradient
 
@@ -20,6 +21,7 @@ def convert(
     skip: Sequence[str] = ("lm_head",),
     min_features: int = 128,
     backend: Choice = "auto",
+    scales: Scales = "rows",
     keep_weights: bool = True,
 ) -> ConversionReport:
     """Makes the model's linear layers multiply in FP8, critical rows excepted. In place, for inference.
@@ -33,6 +35,9 @@ def convert(
         backend: "auto" converts where the hardware multiplies FP8 and elsewhere keeps the model as it
             is, with a warning; "scaled_mm" raises instead; "emulate" computes the same numbers in
             float32 on any device, slowly, for tests and studies of quality; "keep" changes nothing.
+        scales: "rows" has one for each token and output channel; "tiles" one for each 128 features of a
+            token and each 128 x 128 block of a weight, which one generation of GPUs multiplies (Hopper):
+            elsewhere "auto" takes rows, with a warning, and "scaled_mm" raises.
         keep_weights: False frees the 16-bit weights of converted layers; needs `critical_fraction=0`,
             and rules `revert` out. With them, a converted layer takes 1.5 times its 16-bit bytes;
             without, half.
@@ -47,7 +52,7 @@ def convert(
             "critical rows need the 16-bit weights: keep_weights=False needs critical_fraction=0"
         )
     size = num_bytes(model)
-    plan = make_plan(model, skip=skip, min_features=min_features, backend=backend)
+    plan = make_plan(model, skip=skip, min_features=min_features, backend=backend, scales=scales)
     made: dict[nn.Module, Fp8Linear] = {}
     for place in plan.places:
         if place.linear not in made:
@@ -64,6 +69,7 @@ def convert_for_training(
     skip: Sequence[str] = ("lm_head",),
     min_features: int = 128,
     backend: Choice = "auto",
+    scales: Scales = "rows",
     weight_gradient: WeightGradient = "high",
 ) -> ConversionReport:
     """Makes the model's linear layers train with FP8 products. In place; parameters and checkpoints stay.
@@ -73,6 +79,7 @@ def convert_for_training(
         skip: as `convert` has it.
         min_features: as `convert` has it.
         backend: as `convert` has it.
+        scales: as `convert` has it.
         weight_gradient: "high" multiplies gradients of weights in the input's own precision, "fp8" them too.
 
     Raises:
@@ -84,9 +91,9 @@ def convert_for_training(
             f"weight_gradient must be one of {', '.join(get_args(WeightGradient))}, not {weight_gradient!r}"
         )
     size = num_bytes(model)
-    plan = make_plan(model, skip=skip, min_features=min_features, backend=backend)
+    plan = make_plan(model, skip=skip, min_features=min_features, backend=backend, scales=scales)
     for place in plan.places:
-        Fp8TrainingLinear.take_over(place.linear, place.backend, weight_gradient)
+        Fp8TrainingLinear.take_over(place.linear, place.means.backend, place.means.scales, weight_gradient)
     return plan.report(size, size)
 
 
@@ -129,7 +136,13 @@ def _converted(
     place: Place, made: dict[nn.Module, Fp8Linear], routing: TokenRouting, keep_weights: bool
 ) -> Fp8Linear:
     """The FP8 layer; layers of one tied weight share its codes."""
-    layer = Fp8Linear(place.linear, routing, backend=place.backend, keep_weight=keep_weights)
+    layer = Fp8Linear(
+        place.linear,
+        routing,
+        backend=place.means.backend,
+        scales=place.means.scales,
+        keep_weight=keep_weights,
+    )
     for plain, twin in made.items():
         if plain.weight is place.linear.weight:
             layer.weight_fp8, layer.weight_scale = twin.weight_fp8, twin.weight_scale

@@ -4,30 +4,30 @@ For inference: a gradient that would flow through it is refused. Not a training 
 compressed checkpoint: by default the 16-bit weight stays, because critical rows need it and because
 the layer's state is then the plain layer's, so that checkpoints go either way.
 
-Letters: M rows (tokens), K input features, N output features. `matmul.py` has formats and layouts.
+Letters: M rows (tokens), K input features, N output features. `quantize.py` has formats and layouts.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stratakv.fp8.matmul import (
+from stratakv.fp8.matmul import Backend, multiply
+from stratakv.fp8.quantize import (
     Quantized,
-    dequantize_weight,
-    emulated_mm,
-    quantize_rows,
+    Scales,
+    dequantize,
+    quantize_activations,
     quantize_weight,
-    scaled_mm,
+    weight_scaling,
 )
 from stratakv.fp8.routing import TokenRouting
 
-Backend = Literal["scaled_mm", "emulate"]
 # What is multiplied in FP8 instead; float64 is asked for by those who would mind.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -45,8 +45,8 @@ class Fp8Linear(nn.Module):
     Attributes:
         weight: (N, K) in the original precision, the very parameter of the plain layer; or None.
         bias: (N,) or None.
-        weight_fp8: (Np, Kp) `float8_e4m3fn`, row-major; N and K padded to multiples of 16.
-        weight_scale: (1, Np) float32.
+        weight_fp8: (Np, Kp) `float8_e4m3fn`, row-major, padded.
+        weight_scale: float32, of rows (Np, 1) or of blocks (Np / 128, T4).
     """
 
     weight: nn.Parameter | None
@@ -55,17 +55,23 @@ class Fp8Linear(nn.Module):
     weight_scale: Tensor
 
     def __init__(
-        self, linear: nn.Linear, routing: TokenRouting, *, backend: Backend, keep_weight: bool = True
+        self,
+        linear: nn.Linear,
+        routing: TokenRouting,
+        *,
+        backend: Backend,
+        scales: Scales = "rows",
+        keep_weight: bool = True,
     ) -> None:
         super().__init__()
         if not keep_weight and routing.critical_fraction:
             raise ValueError("critical rows need the 16-bit weight: keep it, or ask for critical_fraction=0")
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.backend, self.routing = backend, routing
+        self.backend, self.scales, self.routing = backend, scales, routing
         self.weight = linear.weight if keep_weight else None  # type: ignore[assignment]
         self.bias = linear.bias
         with torch.no_grad():
-            quantized = quantize_weight(linear.weight)
+            quantized = quantize_weight(linear.weight, scales)
         self.register_buffer("weight_fp8", quantized.codes, persistent=not keep_weight)
         self.register_buffer("weight_scale", quantized.scale, persistent=not keep_weight)
         self._source = _identity(self.weight)
@@ -76,7 +82,7 @@ class Fp8Linear(nn.Module):
         """What `print(model)` shows."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, backend={self.backend}, "
+            f"bias={self.bias is not None}, backend={self.backend}, scales={self.scales}, "
             f"critical_fraction={self.routing.critical_fraction:g}"
         )
 
@@ -108,7 +114,7 @@ class Fp8Linear(nn.Module):
         if self.weight is None:
             return
         with torch.no_grad():
-            self.weight_fp8, self.weight_scale = quantize_weight(self.weight)
+            self.weight_fp8, self.weight_scale, _ = quantize_weight(self.weight, self.scales)
         self._source = _identity(self.weight)
 
     def to_linear(self) -> nn.Linear:
@@ -151,14 +157,18 @@ class Fp8Linear(nn.Module):
 
     def _fp8_product(self, rows_MK: Tensor) -> Tensor:
         """(M, N) in the rows' dtype, every row in FP8."""
-        weight = Quantized(self.weight_fp8, self.weight_scale)
+        weight = self._quantized_weight()
         bias, late_bias = self.bias, None
         # A bias of another precision than the product's, or to a padded product, is added afterwards.
         if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape[0] != weight.codes.shape[0]):
             bias, late_bias = None, bias
-        multiply = scaled_mm if self.backend == "scaled_mm" else emulated_mm
-        y_MN = multiply(quantize_rows(rows_MK), weight, bias)[:, : self.out_features].to(rows_MK.dtype)
+        rows = quantize_activations(rows_MK, self.scales)
+        y_MN = multiply(rows, weight, self.backend, bias)[: rows_MK.shape[0], : self.out_features]
+        y_MN = y_MN.to(rows_MK.dtype)
         return y_MN if late_bias is None else y_MN + late_bias.to(rows_MK.dtype)
+
+    def _quantized_weight(self) -> Quantized:
+        return Quantized(self.weight_fp8, self.weight_scale, weight_scaling(self.scales))
 
     def _product_elsewhere(self, rows_MK: Tensor) -> Tensor:
         """The 16-bit product, for a model that was moved away from the device it was converted for."""
@@ -171,11 +181,9 @@ class Fp8Linear(nn.Module):
             )
         if self.weight is not None:
             return functional.linear(rows_MK, self.weight, self.bias)
-        weight = Quantized(self.weight_fp8, self.weight_scale)
-        weight_NK = dequantize_weight(weight, self.out_features, self.in_features).to(rows_MK.dtype)
-        return functional.linear(
-            rows_MK, weight_NK, None if self.bias is None else self.bias.to(rows_MK.dtype)
-        )
+        weight_NK = dequantize(self._quantized_weight())[: self.out_features, : self.in_features]
+        bias = None if self.bias is None else self.bias.to(rows_MK.dtype)
+        return functional.linear(rows_MK, weight_NK.to(rows_MK.dtype), bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
         """Moves like any module, but `half()` and its like leave codes and scales what they are."""
@@ -194,8 +202,8 @@ class Fp8Linear(nn.Module):
         if self.weight is None and prefix + "weight" in state_dict:
             weight = state_dict.pop(prefix + "weight").to(self.weight_fp8.device)
             with torch.no_grad():
-                quantized = quantize_weight(weight)
-            state_dict[prefix + "weight_fp8"], state_dict[prefix + "weight_scale"] = quantized
+                quantized = quantize_weight(weight, self.scales)
+            state_dict[prefix + "weight_fp8"], state_dict[prefix + "weight_scale"] = quantized[:2]
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.requantize()
 
