@@ -1,10 +1,10 @@
 """Modules to train with: manifold-constrained hyper-connections, and a language model built on them.
 
 Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `fused.py` the same by
-the engine's kernels, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable,
-`transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are looked up
-in, `mapped_table.py` such a table in a file, `vision.py` images in the sequence, `retrofit.py` streams
-for existing models. Measured: `docs/mhc.md`.
+kernels (the engine's on the CPU, `gpu/` on CUDA), `mixings.py` the ways to mix, `diagnostics.py` whether a
+stack is stable, `transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are
+looked up in, `mapped_table.py` such a table in a file, `vision.py` images in the sequence, `retrofit.py`
+streams for existing models. Measured: `docs/mhc.md`.
 """
 
 from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState, map_tables

@@ -1,7 +1,9 @@
-"""Hyper-connections on the CPU by the engine's kernels: what `mappings.py` computes, in two passes.
+"""Hyper-connections by kernels: what `mappings.py` computes, in two passes.
 
-A connection is two functions of autograd, `_Read` and `_Write`. Each reads the streams from memory
-once per pass. Kept for the backward pass are the streams themselves, which the previous connection
+On the CPU the kernels are the engine's, on a GPU Triton's (`gpu/`), with the same four functions.
+
+A connection is two functions of autograd, `_Read` and `_Write`. On the CPU each reads the streams from
+memory once per pass. Kept for the backward pass are the streams themselves, which the previous connection
 made anyway, and 24 numbers per token (S = 4); everything else is computed again there, as in section
 4.3 of the mHC paper.
 
@@ -16,7 +18,11 @@ N tokens (all leading dimensions), S streams, C width, M numbers per token.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,23 +31,60 @@ from stratakv import _native
 from stratakv.nn.mappings import Form, Mappings
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of the kernels for a GPU, which take any width; more streams would not fit their registers.
+GPU_STREAMS_MAX = 4
+
+
+class Kernels(Protocol):
+    """The four functions; `_native.pyi` says what each reads and writes."""
+
+    streams_read: Callable[..., None]
+    streams_write: Callable[..., None]
+    streams_read_backward: Callable[..., None]
+    streams_write_backward: Callable[..., None]
 
 
 def is_supported(form: Form, dim: int) -> bool:
-    """Whether there are kernels for connections of this form and width on this machine."""
-    return form.mixing == "sinkhorn" and _native.streams_supported(form.num_streams, dim)
+    """Whether there are kernels for connections of this form and width on some device of this machine."""
+    return any(_of_device(device, form, dim) is not None for device in ("cpu", "cuda"))
 
 
-def is_usable(x_SC: Tensor, *parameters: Tensor) -> bool:
-    """Whether these tensors can be handed to the kernels."""
+def is_usable(x_SC: Tensor, form: Form, *parameters: Tensor) -> bool:
+    """Whether these tensors can be handed to the kernels of their device."""
     return (
-        x_SC.device.type == "cpu"
+        _of_device(x_SC.device.type, form, x_SC.shape[-1]) is not None
         and x_SC.dtype in DTYPES
         and type(x_SC) in (Tensor, torch.nn.Parameter)
-        and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in parameters)
+        and all(one.dtype == torch.float32 and one.device == x_SC.device for one in parameters)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _of_device(device: str, form: Form, dim: int) -> Kernels | None:
+    """The kernels for connections of this form and width there."""
+    if form.mixing != "sinkhorn":
+        return None
+    if device == "cpu" and _native.streams_supported(form.num_streams, dim):
+        return _native
+    if device == "cuda" and form.num_streams <= GPU_STREAMS_MAX and _has_triton():
+        return _gpu_kernels()
+    return None
+
+
+def _kernels(tensor: Tensor) -> Kernels:
+    """Those of a device that was found to have some."""
+    return _gpu_kernels() if tensor.is_cuda else _native
+
+
+def _gpu_kernels() -> Kernels:
+    """Triton's, which are imported where there is a GPU."""
+    return importlib.import_module("stratakv.nn.gpu")
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
 
 
 def read(
@@ -88,7 +131,7 @@ class _Read(torch.autograd.Function):
         comb_NSS = weight_MF.new_empty(num_tokens, streams, streams)
         numbers_NM = weight_MF.new_empty(num_tokens, bias_M.shape[0])
         inverse_rms_N = weight_MF.new_empty(num_tokens)
-        _native.streams_read(
+        _kernels(x_NSC).streams_read(
             x_NSC,
             weight_MF,
             bias_M,
@@ -122,7 +165,7 @@ class _Read(torch.autograd.Function):
         num_tokens, streams, dim = x_NSC.shape
         to_x, to_weight = torch.empty_like(x_NSC), torch.empty_like(weight_MF)
         to_bias, to_scale = torch.empty_like(bias_M), torch.empty_like(scale_3)
-        _native.streams_read_backward(
+        _kernels(x_NSC).streams_read_backward(
             x_NSC,
             weight_MF,
             bias_M,
@@ -152,7 +195,7 @@ class _Write(torch.autograd.Function):
     def forward(ctx: Any, mixed_NSC: Tensor, y_NC: Tensor, post_NS: Tensor, comb_NSS: Tensor) -> Tensor:
         y_NC, post_NS, comb_NSS = y_NC.contiguous(), post_NS.contiguous(), comb_NSS.contiguous()
         out_NSC = torch.empty_like(mixed_NSC)
-        _native.streams_write(mixed_NSC, y_NC, post_NS, comb_NSS, out_NSC)
+        _kernels(mixed_NSC).streams_write(mixed_NSC, y_NC, post_NS, comb_NSS, out_NSC)
         ctx.save_for_backward(y_NC, post_NS)
         return out_NSC
 
@@ -162,7 +205,7 @@ class _Write(torch.autograd.Function):
         y_NC, post_NS = ctx.saved_tensors
         grad_NSC = grad_NSC.contiguous()
         to_y, to_post = torch.empty_like(y_NC), torch.empty_like(post_NS)
-        _native.streams_write_backward(y_NC, post_NS, grad_NSC, to_y, to_post)
+        _kernels(y_NC).streams_write_backward(y_NC, post_NS, grad_NSC, to_y, to_post)
         return grad_NSC, to_y, to_post, None
 
 

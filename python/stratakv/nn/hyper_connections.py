@@ -88,8 +88,9 @@ class HyperConnections(nn.Module):
         norm_eps: of the norm over all streams of a token.
         eps: added to H_pre, and inside Sinkhorn's algorithm.
         backend: "reference" is plain PyTorch, "fused" the engine's kernels on the CPU (2 to 4 streams,
-            widths that are multiples of 16, "sinkhorn"), "auto" the kernels where they apply. Under
-            `torch.compile` and `torch.func` the reference is used; the kernels have first gradients only.
+            widths that are multiples of 16, "sinkhorn") and Triton's on a GPU (any width), "auto" the
+            kernels where they apply. Under `torch.compile` and `torch.func` the reference is used; the
+            kernels have first gradients only.
 
     Attributes:
         weight: (M, S * C) projections, zero at first; None with one stream.
@@ -235,7 +236,7 @@ class HyperConnections(nn.Module):
         if self.form is not None and self._has_kernels:
             assert self.weight is not None
             assert self.bias is not None
-            if fused.is_usable(x_SC, self.weight, self.bias, self.scale):
+            if fused.is_usable(x_SC, self.form, self.weight, self.bias, self.scale):
                 return _FusedReading(*fused.read(x_SC, self.weight, self.bias, self.scale, self.form))
         mappings = self.mappings(x_SC)
         if self.form is None:
