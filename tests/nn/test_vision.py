@@ -187,7 +187,7 @@ def test_learns_from_images():
     with torch.no_grad():
         assert model(tokens, pixels)[:, -2].argmax(-1).tolist() == [7, 9]
         assert float(model.loss(tokens, pixels)) < 0.1
-        torch.testing.assert_close(model.loss(tokens, pixels, recompute=True), model.loss(tokens, pixels))
+        torch.testing.assert_close(model.loss(tokens, pixels, recompute="blocks"), model.loss(tokens, pixels))
 
 
 @pytest.mark.hf

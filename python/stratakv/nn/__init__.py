@@ -1,10 +1,11 @@
 """Modules to train with: manifold-constrained hyper-connections, and a language model built on them.
 
 Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `fused.py` the same by
-kernels (the engine's on the CPU, `gpu/` on CUDA), `mixings.py` the ways to mix, `diagnostics.py` whether a
-stack is stable, `transformer.py` the model, `conditional_memory.py` and `ngrams.py` tables that n-grams are
-looked up in, `mapped_table.py` such a table in a file, `vision.py` images in the sequence, `retrofit.py`
-streams for existing models. Measured: `docs/mhc.md`.
+kernels (the engine's on the CPU, `gpu/` on CUDA), `recompute.py` streams that are not kept for the backward
+pass, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable, `transformer.py` the model,
+`conditional_memory.py` and `ngrams.py` tables that n-grams are looked up in, `mapped_table.py` such a table
+in a file, `vision.py` images in the sequence, `retrofit.py` streams for existing models. Measured:
+`docs/mhc.md`.
 """
 
 from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState, map_tables
@@ -20,6 +21,7 @@ from stratakv.nn.mapped_table import MappedTable
 from stratakv.nn.mappings import Mappings
 from stratakv.nn.mixings import kronecker_product, permutation_mixture, sinkhorn
 from stratakv.nn.ngrams import NGramPlan, compress_vocabulary, ngram_hashes, plan_layers
+from stratakv.nn.recompute import group_size, streams_recomputed
 from stratakv.nn.retrofit import add_hyper_connections
 from stratakv.nn.transformer import StrataLM, TransformerConfig
 from stratakv.nn.vision import ImageEncoder, ImageProjector, StrataVisionLM, VisionConfig
@@ -47,12 +49,14 @@ __all__ = [
     "composite_gains",
     "compress_vocabulary",
     "expand_streams",
+    "group_size",
     "kronecker_product",
     "map_tables",
     "ngram_hashes",
     "permutation_mixture",
     "plan_layers",
     "sinkhorn",
+    "streams_recomputed",
     "sum_errors",
     "watch",
 ]

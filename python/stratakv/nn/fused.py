@@ -5,7 +5,7 @@ On the CPU the kernels are the engine's, on a GPU Triton's (`gpu/`), with the sa
 A connection is two functions of autograd, `_Read` and `_Write`. On the CPU each reads the streams from
 memory once per pass. Kept for the backward pass are the streams themselves, which the previous connection
 made anyway, and 24 numbers per token (S = 4); everything else is computed again there, as in section
-4.3 of the mHC paper.
+4.3 of the mHC paper; `recompute.py` has how most of the streams are, too.
 
 The trick between the two: the mixed streams, `comb^T x`, count as an output of `_Read`, though only
 `_Write` computes them, on its way, and nobody stores them. Their gradient is the one that reaches
@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from stratakv import _native
+from stratakv.nn import recompute
 from stratakv.nn.mappings import Form, Mappings
+from stratakv.nn.recompute import Written
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of the kernels for a GPU, which take any width; more streams would not fit their registers.
@@ -89,8 +91,8 @@ def _has_triton() -> bool:
 
 def read(
     x_SC: Tensor, weight_MF: Tensor, bias_M: Tensor, scale_3: Tensor, form: Form
-) -> tuple[Tensor, Mappings, Tensor]:
-    """The branch's input, what to write with, and the streams as `write` needs them.
+) -> tuple[Tensor, Mappings, Tensor, Tensor | Written | None]:
+    """The branch's input, what to write with, the streams as `write` needs them, and where from again.
 
     Args:
         x_SC: (..., S, C).
@@ -100,21 +102,34 @@ def read(
         form: one that `is_supported`.
     """
     leading = x_SC.shape[:-2]
-    x_NSC = x_SC.reshape(leading.numel(), *x_SC.shape[-2:])
-    outputs = _Read.apply(x_NSC, weight_MF, bias_M, scale_3, form)
+    x_NSC = x_SC.reshape(leading.numel(), *x_SC.shape[-2:]).contiguous()
+    written = recompute.known(x_SC)
+    outputs = _Read.apply(x_NSC, weight_MF, bias_M, scale_3, form, written)
     input_NC, pre_NS, post_NS, comb_NSS, mixed_NSC = cast("tuple[Tensor, ...]", outputs)
     mappings = Mappings(*(part.reshape(*leading, *part.shape[1:]) for part in (pre_NS, post_NS, comb_NSS)))
-    return input_NC.reshape(*leading, x_SC.shape[-1]), mappings, mixed_NSC
+    source = (written or x_NSC.detach()) if recompute.is_on() else None
+    return input_NC.reshape(*leading, x_SC.shape[-1]), mappings, mixed_NSC, source
 
 
-def write(mixed_NSC: Tensor, y_C: Tensor, mappings: Mappings) -> Tensor:
-    """The streams after the branch, (..., S, C), from what `read` gave last."""
+def write(mixed_NSC: Tensor, y_C: Tensor, mappings: Mappings, source: Tensor | Written | None) -> Tensor:
+    """The streams after the branch, (..., S, C), from what `read` gave."""
     num_tokens, streams, dim = mixed_NSC.shape
-    y_NC = y_C.to(mixed_NSC.dtype).reshape(num_tokens, dim)
-    post_NS = mappings.post.reshape(num_tokens, streams)
-    comb_NSS = mappings.comb.reshape(num_tokens, streams, streams)
-    out = cast("Tensor", _Write.apply(mixed_NSC, y_NC, post_NS, comb_NSS))
-    return out.reshape(*y_C.shape[:-1], streams, dim)
+    y_NC = y_C.to(mixed_NSC.dtype).reshape(num_tokens, dim).contiguous()
+    post_NS = mappings.post.reshape(num_tokens, streams).contiguous()
+    comb_NSS = mappings.comb.reshape(num_tokens, streams, streams).contiguous()
+    out_NSC = cast("Tensor", _Write.apply(mixed_NSC, y_NC, post_NS, comb_NSS))
+    out_SC = out_NSC.reshape(*y_C.shape[:-1], streams, dim)
+    if source is not None:
+        parts = y_NC.detach(), post_NS.detach(), comb_NSS.detach()
+        recompute.remember(out_SC, Written(source, parts, mix_and_add))
+    return out_SC
+
+
+def mix_and_add(x_NSC: Tensor, y_NC: Tensor, post_NS: Tensor, comb_NSS: Tensor) -> Tensor:
+    """The streams after a branch, all arguments contiguous."""
+    out_NSC = torch.empty_like(x_NSC)
+    _kernels(x_NSC).streams_write(x_NSC, y_NC, post_NS, comb_NSS, out_NSC)
+    return out_NSC
 
 
 class _Read(torch.autograd.Function):
@@ -122,9 +137,15 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd's form
-        ctx: Any, x_NSC: Tensor, weight_MF: Tensor, bias_M: Tensor, scale_3: Tensor, form: Form
+        ctx: Any,
+        x_NSC: Tensor,
+        weight_MF: Tensor,
+        bias_M: Tensor,
+        scale_3: Tensor,
+        form: Form,
+        written: Written | None,
     ) -> tuple[Tensor, ...]:
-        x_NSC, weight_MF = x_NSC.contiguous(), weight_MF.contiguous()
+        weight_MF = weight_MF.contiguous()
         num_tokens, streams, dim = x_NSC.shape
         input_NC = x_NSC.new_empty(num_tokens, dim)
         post_NS = weight_MF.new_empty(num_tokens, streams)
@@ -147,8 +168,9 @@ class _Read(torch.autograd.Function):
         )
         pre_NS = torch.addcmul(bias_M[:streams], numbers_NM[:, :streams], scale_3[0]).sigmoid_() + form.eps
         ctx.set_materialize_grads(False)
-        ctx.form = form
-        ctx.save_for_backward(x_NSC, weight_MF, bias_M, scale_3, numbers_NM, inverse_rms_N)
+        ctx.form, ctx.written = form, written
+        kept_NSC = x_NSC if written is None else None
+        ctx.save_for_backward(kept_NSC, weight_MF, bias_M, scale_3, numbers_NM, inverse_rms_N)
         return input_NC, pre_NS, post_NS, comb_NSS, x_NSC.view_as(x_NSC)
 
     @staticmethod
@@ -160,8 +182,9 @@ class _Read(torch.autograd.Function):
         post_grad_NS: Tensor | None,
         comb_grad_NSS: Tensor | None,
         mixed_grad_NSC: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        x_NSC, weight_MF, bias_M, scale_3, numbers_NM, inverse_rms_N = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+        kept_NSC, weight_MF, bias_M, scale_3, numbers_NM, inverse_rms_N = ctx.saved_tensors
+        x_NSC = ctx.written.again() if kept_NSC is None else kept_NSC
         num_tokens, streams, dim = x_NSC.shape
         to_x, to_weight = torch.empty_like(x_NSC), torch.empty_like(weight_MF)
         to_bias, to_scale = torch.empty_like(bias_M), torch.empty_like(scale_3)
@@ -185,7 +208,9 @@ class _Read(torch.autograd.Function):
             to_bias=to_bias,
             to_scale=to_scale,
         )
-        return to_x, to_weight, to_bias, to_scale, None
+        if ctx.written is not None:
+            ctx.written.release()
+        return to_x, to_weight, to_bias, to_scale, None, None
 
 
 class _Write(torch.autograd.Function):
@@ -193,11 +218,8 @@ class _Write(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mixed_NSC: Tensor, y_NC: Tensor, post_NS: Tensor, comb_NSS: Tensor) -> Tensor:
-        y_NC, post_NS, comb_NSS = y_NC.contiguous(), post_NS.contiguous(), comb_NSS.contiguous()
-        out_NSC = torch.empty_like(mixed_NSC)
-        _kernels(mixed_NSC).streams_write(mixed_NSC, y_NC, post_NS, comb_NSS, out_NSC)
         ctx.save_for_backward(y_NC, post_NS)
-        return out_NSC
+        return mix_and_add(mixed_NSC, y_NC, post_NS, comb_NSS)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -15,6 +15,7 @@ B batch, T tokens, S streams, C width, M numbers per token (see `mappings.py`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -22,9 +23,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from stratakv.nn import fused
+from stratakv.nn import fused, recompute
 from stratakv.nn.mappings import Form, Mappings, gather, mappings_of, project, scatter
 from stratakv.nn.mixings import MixingName, mixing_of
+from stratakv.nn.recompute import Written
 
 Backend = Literal["auto", "reference", "fused"]
 # Of the branch's input at the start, for the connection's own stream. Were all streams read alike, their
@@ -241,6 +243,13 @@ class HyperConnections(nn.Module):
         mappings = self.mappings(x_SC)
         if self.form is None:
             return _ScaledResidual(x_SC.squeeze(-2), mappings, x_SC, self.scale)
+        if recompute.is_on() and not torch.compiler.is_compiling():
+            warnings.warn(
+                "streams are kept, not recomputed, by connections that no kernels compute: "
+                f"mixing {self.form.mixing!r}, {self.num_streams} streams of {x_SC.dtype} on {x_SC.device}, "
+                f"width {self.dim}, backend {self.backend!r}",
+                stacklevel=2,
+            )
         return Reading(gather(x_SC, mappings.pre), mappings, x_SC)
 
 
@@ -248,8 +257,10 @@ class HyperConnections(nn.Module):
 class _FusedReading(Reading):
     """Read by kernels: `residual` is (N, S, C) and stands for the mixed streams, see `fused.py`."""
 
+    source: Tensor | Written | None
+
     def write(self, y_C: Tensor) -> Tensor:
-        return fused.write(self.residual, y_C, self.mappings)
+        return fused.write(self.residual, y_C, self.mappings, self.source)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ from torch.utils.checkpoint import checkpoint
 from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState
 from stratakv.nn.hyper_connections import Backend, HyperConnections, StreamHead, expand_streams
 from stratakv.nn.mixings import MixingName
+from stratakv.nn.recompute import group_size, streams_recomputed
 
+Recompute = Literal["nothing", "streams", "blocks"]
 INITIAL_STD = 0.02
 # Parts that make their own initial values.
 _SELF_MADE = ("connection", "stream_head", ".memory.")
@@ -367,23 +370,32 @@ class DecoderParts:
             if memory is not None:
                 memory.prefetch(ids_BT, None if states is None else states[index])
 
-    def run(self, h_BTC: Tensor, around: Surroundings, *, recompute: bool = False) -> Tensor:
+    def run(self, h_BTC: Tensor, around: Surroundings, *, recompute: Recompute = "nothing") -> Tensor:
         """Embedded tokens to last hidden states, (B, T, C) to (B, T, C).
 
         Args:
             h_BTC: embedded tokens.
             around: positions, attention, cache.
-            recompute: keep only each block's streams for the backward pass.
+            recompute: what is computed again in the backward pass instead of kept: "nothing"; "streams", of
+                groups of connections, without running a branch twice (`recompute.py`); or whole "blocks",
+                but for their streams.
+
+        Raises:
+            ValueError: another `recompute`.
         """
+        if recompute not in get_args(Recompute):
+            raise ValueError(f"recompute must be one of {', '.join(get_args(Recompute))}, not {recompute!r}")
         # A training step knew its batch a step before, see `StrataLM.prefetch`.
         if around.ids is not None and not torch.is_grad_enabled():
             self.prefetch(around.ids, around.memories)
         x_BTSC = expand_streams(h_BTC, self.num_streams)
-        for block in self.layers:
-            if recompute:
-                x_BTSC = checkpoint(block, x_BTSC, around, use_reentrant=False)
-            else:
-                x_BTSC = block(x_BTSC, around)
+        every = group_size(self.num_streams, 2 * len(self.layers))
+        with streams_recomputed(every=every) if recompute == "streams" else nullcontext():
+            for block in self.layers:
+                if recompute == "blocks":
+                    x_BTSC = checkpoint(block, x_BTSC, around, use_reentrant=False)
+                else:
+                    x_BTSC = block(x_BTSC, around)
         out_BTC: Tensor = self.norm(self.stream_head(x_BTSC))
         return out_BTC
 
@@ -417,7 +429,7 @@ class Decoder(nn.Module, DecoderParts):
         super().__init__()
         self.build(config, vocabulary, table_directory)
 
-    def forward(self, input_ids_BT: Tensor, *, recompute: bool = False) -> Tensor:
+    def forward(self, input_ids_BT: Tensor, *, recompute: Recompute = "nothing") -> Tensor:
         """(B, T) ids to (B, T, C)."""
         h_BTC = self.embed_tokens(input_ids_BT)
         positions_1T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)[None]
@@ -454,7 +466,7 @@ class StrataLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         initialize(self, config)
 
-    def forward(self, input_ids_BT: Tensor, *, recompute: bool = False) -> Tensor:
+    def forward(self, input_ids_BT: Tensor, *, recompute: Recompute = "nothing") -> Tensor:
         """(B, T) ids to (B, T, V) logits."""
         logits_BTV: Tensor = self.lm_head(self.model(input_ids_BT, recompute=recompute))
         return logits_BTV
@@ -467,7 +479,7 @@ class StrataLM(nn.Module):
         """
         self.model.prefetch(input_ids_BT[:, :-1])
 
-    def loss(self, input_ids_BT: Tensor, *, recompute: bool = False) -> Tensor:
+    def loss(self, input_ids_BT: Tensor, *, recompute: Recompute = "nothing") -> Tensor:
         """Mean cross entropy (nats) of each token given those before it, in float32.
 
         Args:

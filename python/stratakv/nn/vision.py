@@ -25,6 +25,7 @@ from torch.nn import functional
 from stratakv.nn.transformer import (
     INITIAL_STD,
     Decoder,
+    Recompute,
     Surroundings,
     TransformerConfig,
     causal_attention,
@@ -279,7 +280,7 @@ class VisionDecoder(nn.Module, VisionParts):
         self.language_model = Decoder(config, vocabulary)
 
     def forward(
-        self, input_ids_BT: Tensor, pixel_values: Tensor | None = None, *, recompute: bool = False
+        self, input_ids_BT: Tensor, pixel_values: Tensor | None = None, *, recompute: Recompute = "nothing"
     ) -> Tensor:
         """(B, T) ids and (B, I, 3, size, size) images to (B, T, C)."""
         decoder = self.language_model
@@ -324,14 +325,14 @@ class StrataVisionLM(nn.Module):
         initialize(self.model.language_model, config)
 
     def forward(
-        self, input_ids_BT: Tensor, pixel_values: Tensor | None = None, *, recompute: bool = False
+        self, input_ids_BT: Tensor, pixel_values: Tensor | None = None, *, recompute: Recompute = "nothing"
     ) -> Tensor:
         """(B, T) ids and (B, I, 3, size, size) images to (B, T, V) logits."""
         logits_BTV: Tensor = self.lm_head(self.model(input_ids_BT, pixel_values, recompute=recompute))
         return logits_BTV
 
     def loss(
-        self, input_ids_BT: Tensor, pixel_values: Tensor | None = None, *, recompute: bool = False
+        self, input_ids_BT: Tensor, pixel_values: Tensor | None = None, *, recompute: Recompute = "nothing"
     ) -> Tensor:
         """Mean cross entropy (nats) of each text token given what comes before it, in float32.
 
