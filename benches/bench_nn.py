@@ -61,20 +61,51 @@ def step_seconds(model, optimizer, ids):
     return time.perf_counter() - start
 
 
-def ours(num_tokens, dim):
-    """Our connections, one after the other, as a function of the streams."""
+def connections_of(dim):
+    """The same in every call."""
     import torch
 
     from stratakv.nn import HyperConnections
 
+    torch.manual_seed(0)
     connections = torch.nn.ModuleList(
         HyperConnections(dim, num_streams=STREAMS, layer_index=index) for index in range(DEPTH)
     )
     move(connections.parameters())
+    return connections
+
+
+def ours(num_tokens, dim):
+    """Our connections, one after the other, as a function of the streams."""
+    import torch
+
+    connections = connections_of(dim)
 
     def run(x):
         for connection in connections:
             x = connection(x, torch.nn.Identity())
+        return x
+
+    return run, torch.randn(BATCH, num_tokens // BATCH, STREAMS, dim)
+
+
+def compiled(num_tokens, dim):
+    """Their plain PyTorch, compiled: one graph of a connection, which takes its parameters, serves all."""
+    import torch
+
+    from stratakv.nn.mappings import gather, mappings_of, project, scatter
+
+    connections = connections_of(dim)
+    form = connections[0].form
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def through(x, weight, bias, scale):
+        mappings = mappings_of(project(x, weight, form.norm_eps), scale, bias, form)
+        return scatter(x, gather(x, mappings.pre), mappings.post, mappings.comb)
+
+    def run(x):
+        for connection in connections:
+            x = through(x, connection.weight, connection.bias, connection.scale)
         return x
 
     return run, torch.randn(BATCH, num_tokens // BATCH, STREAMS, dim)
@@ -186,6 +217,31 @@ def mhc_vs_hyper_connections() -> Result:
         {
             "ours_ms": median_ms(one for one, _ in pairs),
             "package_ms": median_ms(other for _, other in pairs),
+        },
+    )
+
+
+@figure(
+    "mhc_vs_compiled",
+    "the same eight connections beside their plain PyTorch under torch.compile",
+    unit="times the compiled speed",
+    target=1,
+    peer="torch.compile (inductor, C++) of `nn/mappings.py`, alternating passes; compiling is not counted",
+    limit="four passes over the streams forward, nine backward, at the speed of the memory",
+)
+def mhc_vs_compiled() -> Result:
+    import torch
+
+    dim = SIZES["hidden_size"]
+    (our, x), (their, _) = ours(BATCH * LENGTH, dim), compiled(BATCH * LENGTH, dim)
+    torch.testing.assert_close(our(x), their(x), rtol=1e-3, atol=1e-4)
+    pairs = rounds(lambda: residual_seconds(our, x), lambda: residual_seconds(their, x))
+    return Result(
+        [theirs / ours for ours, theirs in pairs],
+        {
+            "threads": torch.get_num_threads(),
+            "ours_ms": median_ms(one for one, _ in pairs),
+            "compiled_ms": median_ms(other for _, other in pairs),
         },
     )
 

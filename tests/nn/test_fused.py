@@ -198,6 +198,17 @@ def test_what_the_kernels_leave_to_pytorch():
         HyperConnections(24, backend="fused")
 
 
+def test_compiled_it_is_one_graph_of_plain_pytorch():
+    connection = connection_of(16, 4)
+    x = torch.randn(3, 4, 16)
+    grads = []
+    for run in (connection, torch.compile(connection, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        run(leaf, torch.tanh).sin().sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
 def test_second_gradients_are_refused():
     connection = connection_of(16, 4, backend="fused")
     x = torch.randn(3, 4, 16, requires_grad=True)

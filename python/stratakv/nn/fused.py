@@ -53,13 +53,14 @@ def is_supported(form: Form, dim: int) -> bool:
 
 def is_usable(x_SC: Tensor, form: Form, *parameters: Tensor) -> bool:
     """Whether these tensors can be handed to the kernels of their device."""
+    # First: what follows cannot be traced.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
     return (
         _of_device(x_SC.device.type, form, x_SC.shape[-1]) is not None
         and x_SC.dtype in DTYPES
         and type(x_SC) in (Tensor, torch.nn.Parameter)
         and all(one.dtype == torch.float32 and one.device == x_SC.device for one in parameters)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -243,7 +243,7 @@ class HyperConnections(nn.Module):
         mappings = self.mappings(x_SC)
         if self.form is None:
             return _ScaledResidual(x_SC.squeeze(-2), mappings, x_SC, self.scale)
-        if recompute.is_on() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and recompute.is_on():
             warnings.warn(
                 "streams are kept, not recomputed, by connections that no kernels compute: "
                 f"mixing {self.form.mixing!r}, {self.num_streams} streams of {x_SC.dtype} on {x_SC.device}, "
