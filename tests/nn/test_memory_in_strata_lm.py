@@ -11,22 +11,14 @@ import torch
 
 import stratakv
 from stratakv.nn import MemoryConfig, StrataLM, TransformerConfig, compress_vocabulary
+from tests.nn import tiny
 
 VOCAB = 61
 MEMORY = MemoryConfig(
     layers=(0, 2), compressed_size=40, table_sizes=(97, 101), num_heads=2, ngram_dim=8, pad_id=7, seed=3
 )
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "max_positions": 512,
-    "memory": MEMORY,
-}
+
+SIZES = tiny.SIZES | {"vocab_size": VOCAB, "memory": MEMORY}
 
 
 def strata_lm(**options):

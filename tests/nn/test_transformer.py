@@ -11,17 +11,9 @@ import torch
 
 import stratakv
 from stratakv.nn import HyperConnections, StrataLM, TransformerConfig, watch
+from tests.nn.tiny import SIZES
 
-TINY = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "max_positions": 128,
-}
+TINY = SIZES | {"vocab_size": 61}
 KINDS = {
     "mhc": {},
     "mhc-2": {"num_streams": 2},

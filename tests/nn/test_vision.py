@@ -20,20 +20,12 @@ from stratakv.nn import (
     VisionConfig,
 )
 from stratakv.nn.vision import place_images
+from tests.nn import tiny
 
 VOCAB, IMAGE = 61, 60
 VISION = VisionConfig(image_size=24, patch_size=4, hidden_size=16, num_layers=2, num_heads=2)
 TOKENS = VISION.tokens_per_image  # 9
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "max_positions": 512,
-}
+SIZES = tiny.SIZES | {"vocab_size": VOCAB}
 MEMORY = MemoryConfig(layers=(0, 2), compressed_size=61, table_sizes=(97, 101), num_heads=2, ngram_dim=8)
 KINDS = {"plain": {"num_streams": 1}, "mhc": {}, "memory": {"memory": MEMORY}}
 
