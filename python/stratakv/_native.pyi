@@ -371,12 +371,19 @@ def restore_rows(dtype: str, scales: Any, codes: Any, residual: Any, out: Any) -
 class RowFile:
     """A file of rows that somebody has mapped.
 
+    Args:
+        path: the file.
+        row_bytes: of each row.
+        part: (offset in bytes, number of rows) of the rows in a file of more than them; None for all of it.
+
     Raises:
         OSError: it cannot be opened.
-        ValueError: its length is no multiple of `row_bytes`.
+        ValueError: its length is no multiple of `row_bytes`, or the part does not fit it.
     """
 
-    def __new__(cls, path: str | PathLike[str], row_bytes: int) -> RowFile: ...
+    def __new__(
+        cls, path: str | PathLike[str], row_bytes: int, *, part: tuple[int, int] | None = None
+    ) -> RowFile: ...
     @property
     def num_rows(self) -> int:
         """Rows of the file."""

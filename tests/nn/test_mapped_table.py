@@ -224,12 +224,15 @@ def test_a_copy_of_a_model_is_apart(tmp_path):
 
 def resident(mapped):
     """Which pages of a mapping are in RAM."""
-    size = len(mapped)
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-    assert (
-        ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
-    )
+    return resident_at(ctypes.addressof(ctypes.c_char.from_buffer(mapped)), len(mapped))
+
+
+def resident_at(address, size):
+    """Which pages of that memory, from the one with its first byte, are in RAM."""
+    inside = address % mmap.PAGESIZE
+    pages = (ctypes.c_ubyte * -(-(inside + size) // mmap.PAGESIZE))()
+    first, length = ctypes.c_void_p(address - inside), ctypes.c_size_t(inside + size)
+    assert ctypes.CDLL(None, use_errno=True).mincore(first, length, pages) == 0
     return [page & 1 for page in pages]
 
 
@@ -252,3 +255,63 @@ def test_prefetched_rows_come_into_ram_and_others_do_not(tmp_path, num_rows):
         while (found := resident(mapped)) != wanted and time.monotonic() < stop:
             time.sleep(0.01)
         assert found == wanted
+
+
+def forget(mapped, path):
+    """Has the system drop what it holds of a tensor's file in RAM, where nothing was changed."""
+    inside = mapped.data_ptr() % mmap.PAGESIZE
+    first, length = ctypes.c_void_p(mapped.data_ptr() - inside), ctypes.c_size_t(inside + mapped.nbytes)
+    assert ctypes.CDLL(None, use_errno=True).madvise(first, length, mmap.MADV_DONTNEED) == 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# Rows of 2 KiB, so that a page has two.
+LARGE = dataclasses.replace(MEMORY, layers=(1,), table_sizes=(1009, 1013), num_heads=2, ngram_dim=1024)
+
+
+@on_linux
+def test_a_loaded_models_tables_are_read_ahead(tmp_path):
+    """Mapped by `from_pretrained` from the checkpoint, at whatever place of it the table is."""
+    config = dataclasses.replace(CONFIG, memory=LARGE)
+    StrataForCausalLM.from_strata_lm(StrataLM(config), pad_token_id=0).save_pretrained(tmp_path)
+    model = StrataForCausalLM.from_pretrained(tmp_path)
+    memory = model.model.layers[1].memory
+    weight, row_bytes = memory.table.weight, memory.table.embedding_dim * 4
+    assert memory._read_ahead.file(weight).num_rows == len(weight)
+    forget(weight, tmp_path / "model.safetensors")
+    # Ends of the table lie in pages of what is beside it.
+    if any(resident_at(weight.data_ptr(), weight.nbytes)[2:-2]):
+        pytest.skip("the system keeps the file in RAM")
+    ids = torch.randint(32, (1, 5))
+    model.model.prefetch(ids)
+    wanted = {int(row) for row in memory.rows(ids).flatten()}
+    stop = time.monotonic() + 30
+    while time.monotonic() < stop:
+        found = {row for row in wanted if all(resident_at(weight.data_ptr() + row * row_bytes, row_bytes))}
+        if found == wanted:
+            break
+        time.sleep(0.01)
+    assert found == wanted
+    assert sum(resident_at(weight.data_ptr(), weight.nbytes)) <= 2 * len(wanted) + 4
+    assert torch.equal(copy.deepcopy(model)(ids).logits, model(ids).logits)
+
+
+def test_tables_in_plain_ram_have_no_file():
+    memory = model_of().model.layers[0].memory
+    assert memory._read_ahead.file(memory.table.weight) is None
+    memory.prefetch(torch.randint(32, (1, 4)))
+
+
+def test_the_transformers_model_shares_the_memory_of_the_parameters(tmp_path):
+    model = model_of(tmp_path)
+    made = StrataForCausalLM.from_strata_lm(model, pad_token_id=0)
+    theirs = dict(model.named_parameters())
+    assert {name: one.data_ptr() for name, one in made.named_parameters()} == {
+        name: one.data_ptr() for name, one in theirs.items()
+    }
+    assert not any(one.is_meta for one in (*made.parameters(), *made.buffers()))
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    ids = torch.randint(32, (1, 6))
+    torch.testing.assert_close(made(ids).logits, model(ids))

@@ -4,8 +4,8 @@ Torch only. `hyper_connections.py` the module, `mappings.py` what it computes, `
 kernels (the engine's on the CPU, `gpu/` on CUDA), `recompute.py` streams that are not kept for the backward
 pass, `mixings.py` the ways to mix, `diagnostics.py` whether a stack is stable, `transformer.py` the model,
 `conditional_memory.py` and `ngrams.py` tables that n-grams are looked up in, `mapped_table.py` such a table
-in a file, `vision.py` images in the sequence, `retrofit.py` streams for existing models. Measured:
-`docs/mhc.md`.
+in a file, `read_ahead.py` one that a checkpoint's loader mapped, `vision.py` images in the sequence,
+`retrofit.py` streams for existing models. Measured: `docs/mhc.md`.
 """
 
 from stratakv.nn.conditional_memory import ConditionalMemory, MemoryConfig, MemoryState, map_tables

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from stratakv.nn.mapped_table import MappedTable
 from stratakv.nn.ngrams import NGramPlan, ngram_hashes, plan_layers
+from stratakv.nn.read_ahead import ReadAhead
 
 INITIAL_STD = 0.02
 # Below this the gate's square root would have no useful gradient.
@@ -214,7 +215,12 @@ class ConditionalMemory(nn.Module):
         self.register_buffer("offsets", torch.tensor(plan.offsets, device="cpu"), persistent=False)
         features = len(plan.primes) * ngram_dim
         sizes = plan.num_rows, ngram_dim // num_heads
-        self.table = nn.Embedding(*sizes) if table_directory is None else MappedTable(*sizes, table_directory)
+        if table_directory is None:
+            # Given its memory, an embedding does not draw values of its own.
+            self.table = nn.Embedding(*sizes, _weight=torch.empty(sizes))
+        else:
+            self.table = MappedTable(*sizes, table_directory)
+        self._read_ahead = ReadAhead()
         self.key = nn.Linear(features, num_streams * dim)
         self.value = nn.Linear(features, dim)
         self.key_norm = nn.Parameter(torch.ones(num_streams, dim))
@@ -249,6 +255,8 @@ class ConditionalMemory(nn.Module):
     def prefetch(self, input_ids_BT: Tensor, state: MemoryState | None = None) -> None:
         """Has what these ids will look up read in the background, where the table is in a file.
 
+        That is a `MappedTable`'s, or the checkpoint that a loader mapped (`read_ahead.py`).
+
         Args:
             input_ids_BT: as in `forward`, which comes later.
             state: as there; it stays as it is.
@@ -258,6 +266,8 @@ class ConditionalMemory(nn.Module):
         """
         if isinstance(self.table, MappedTable):
             self.table.prefetch(self.rows(input_ids_BT, state))
+        elif (file := self._read_ahead.file(self.table.weight)) is not None:
+            file.prefetch(self.rows(input_ids_BT, state).contiguous())
 
     def forward(self, x_BTSC: Tensor, input_ids_BT: Tensor, state: MemoryState | None = None) -> Tensor:
         """The streams with what was looked up.

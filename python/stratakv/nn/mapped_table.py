@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stratakv._native import RowFile
+from stratakv.sizes import format_bytes
 
 
 class MappedRows:
@@ -32,14 +33,14 @@ class MappedRows:
         planes: P times (N, D), the mapped file.
 
     Raises:
-        OSError: the directory cannot be written to, or its disk is too full.
+        OSError: the directory cannot be written to, or its disk is too full; `filename` is the directory.
     """
 
     def __init__(self, num_rows: int, dim: int, directory: Path, *, num_planes: int = 1) -> None:
         row_bytes = num_planes * dim * torch.float32.itemsize
         descriptor, name = tempfile.mkstemp(prefix="stratakv-table-", dir=directory)
         try:
-            _reserve(descriptor, num_rows * row_bytes)
+            _reserve(descriptor, num_rows * row_bytes, directory)
             self._file = RowFile(name, row_bytes)
             mapped = mmap.mmap(descriptor, num_rows * row_bytes)
         finally:
@@ -57,12 +58,16 @@ class MappedRows:
         self._file.prefetch(rows.contiguous())
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def _reserve(descriptor: int, size: int, directory: Path) -> None:
     """Makes the file so large, with its space on disk: a full disk is an error now, not a signal later."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.truncate(descriptor, size)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+    except OSError as error:
+        what = f"{error.strerror} for a table of {format_bytes(size)}"
+        raise OSError(error.errno, what, str(directory)) from None
 
 
 class MappedTable(nn.Embedding):
@@ -72,7 +77,8 @@ class MappedTable(nn.Embedding):
         num_rows: N.
         dim: D.
         directory: on the disk that is to hold the file.
-        initial: (N, D) values to start with; None draws them as `nn.Embedding` does.
+        initial: (N, D) values to start with; None leaves zeros, for the caller to draw: one writing of a
+            file, not two.
 
     Raises:
         OSError: see `MappedRows`.
@@ -82,9 +88,7 @@ class MappedTable(nn.Embedding):
         rows = MappedRows(num_rows, dim, directory)
         super().__init__(num_rows, dim, sparse=True, _weight=rows.planes[0])
         self._rows, self._directory = rows, directory
-        if initial is None:
-            self.reset_parameters()
-        else:
+        if initial is not None:
             rows.planes[0].copy_(initial.detach())
 
     @classmethod

@@ -17,8 +17,15 @@ pub(crate) struct RowFile {
 #[pymethods]
 impl RowFile {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, row_bytes: u64) -> PyResult<Self> {
-        enter(py, move || Ok(Self { file: io::RowFile::open(&path, row_bytes)? }))
+    #[pyo3(signature = (path, row_bytes, *, part=None))]
+    fn new(py: Python<'_>, path: PathBuf, row_bytes: u64, part: Option<(u64, u64)>) -> PyResult<Self> {
+        enter(py, move || {
+            let file = match part {
+                None => io::RowFile::open(&path, row_bytes)?,
+                Some((offset, num_rows)) => io::RowFile::open_part(&path, row_bytes, offset, num_rows)?,
+            };
+            Ok(Self { file })
+        })
     }
 
     #[getter]

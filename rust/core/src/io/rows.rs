@@ -11,10 +11,11 @@ use crate::{Error, Result};
 /// More ranges than this are asked for on a thread of their own: one request takes microseconds.
 const INLINE_RANGES_MAX: usize = 64;
 
-/// A file of rows of one width.
+/// A file of rows of one width, all of it or a part.
 pub struct RowFile {
     file: Arc<File>,
     path: PathBuf,
+    offset: u64,
     row_bytes: u64,
     num_rows: u64,
 }
@@ -32,8 +33,31 @@ impl RowFile {
             let what = format!("{}: {len} bytes are no whole rows of {row_bytes} bytes", path.display());
             return Err(Error::Invalid(what));
         }
+        Ok(Self::over(file, path, 0, row_bytes, len / row_bytes))
+    }
+
+    /// Opens the `num_rows` rows that begin `offset` bytes into a file of more than them.
+    ///
+    /// # Errors
+    /// What the file system says; rows that the file ends before.
+    pub fn open_part(path: &Path, row_bytes: u64, offset: u64, num_rows: u64) -> Result<Self> {
+        let io = |source| Error::Io { action: "open", path: path.to_path_buf(), source };
+        let file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
+        let end = num_rows.checked_mul(row_bytes).and_then(|bytes| bytes.checked_add(offset));
+        if row_bytes == 0 || end.is_none_or(|end| end > len) {
+            let what = format!(
+                "{}: {num_rows} rows of {row_bytes} bytes from {offset} on do not fit {len} bytes",
+                path.display()
+            );
+            return Err(Error::Invalid(what));
+        }
+        Ok(Self::over(file, path, offset, row_bytes, num_rows))
+    }
+
+    fn over(file: File, path: &Path, offset: u64, row_bytes: u64, num_rows: u64) -> Self {
         platform::advise_random(&file);
-        Ok(Self { file: Arc::new(file), path: path.to_path_buf(), row_bytes, num_rows: len / row_bytes })
+        Self { file: Arc::new(file), path: path.to_path_buf(), offset, row_bytes, num_rows }
     }
 
     /// Rows in the file.
@@ -72,7 +96,8 @@ impl RowFile {
                 let what = format!("row {row} of {}, which has {} rows", self.path.display(), self.num_rows);
                 return Err(Error::Invalid(what));
             };
-            let (first, end) = (row * self.row_bytes, (row + 1) * self.row_bytes);
+            let first = self.offset + row * self.row_bytes;
+            let end = first + self.row_bytes;
             blocks.extend(first / BLOCK..end.div_ceil(BLOCK));
         }
         blocks.sort_unstable();
@@ -136,6 +161,21 @@ mod tests {
         for row in [-1, 4] {
             let message = file.prefetch([row]).expect_err("outside").to_string();
             assert!(message.contains(&format!("row {row} of")) && message.contains("4 rows"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_part_begins_where_it_is_said_to() {
+        let (place, _) = rows_of(3 * 4096, 4096);
+        let path = place.path().join("table");
+        let part = RowFile::open_part(&path, 1000, 4000, 8).expect("it fits");
+        assert_eq!(part.num_rows(), 8);
+        assert_eq!(part.ranges([0]).expect("inside"), [(0, 8192)]);
+        assert_eq!(part.ranges([1, 7]).expect("inside"), [(4096, 8192)]);
+        assert!(part.prefetch([8]).is_err());
+        for (row_bytes, offset, num_rows) in [(1000, 4289, 8), (0, 0, 1), (u64::MAX, 1, 2)] {
+            let message = RowFile::open_part(&path, row_bytes, offset, num_rows).err().expect("too long");
+            assert!(message.to_string().contains("do not fit 12288 bytes"), "{message}");
         }
     }
 
