@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,19 @@ def test_tables_in_files_train_as_in_ram(tmp_path, book, capsys):
     mine, theirs = load_file(in_files / "model.safetensors"), load_file(in_ram / "model.safetensors")
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a small disk that refuses at once")
+def test_a_full_disk_says_what_to_do_about_tables(tmp_path, book, capsys):
+    whole = os.statvfs("/dev/shm")
+    # Two orders of eight heads, rows of 64 float32.
+    rows = 2 * whole.f_blocks * whole.f_frsize // (2 * 8 * 256)
+    arguments = ["train", "--text", str(book), "--out", str(tmp_path / "run"), *FLAGS, "--memory-layers", "1"]
+    assert main([*arguments, "--memory-tables", "/dev/shm", "--memory-rows", str(rows)]) == 1
+    said = capsys.readouterr().err
+    assert "/dev/shm: No space left on device for a table of" in said
+    assert "--memory-rows" in said
+    assert "sessions" not in said
 
 
 def test_a_file_of_options_and_flags_before_it(tmp_path, book, capsys):

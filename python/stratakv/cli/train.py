@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -182,16 +183,17 @@ def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Ou
         with out.busy("reading the text"):
             tokens, tokenizer = _tokens(chosen, directory, group)
         torch.manual_seed(config.seed)
-        model = _model(chosen, tokenizer)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors", group)
-        trainer.resume()
+        with _full_disk_explained(chosen):
+            model = _model(chosen, tokenizer)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors", group)
+            trainer.resume()
     except ValueError as error:
         raise UsageError(str(error)) from None
     said = out if group.is_first else _silent()
     went_on = f", going on after update {format_count(trainer.step)}" if trainer.step else ""
     said.note(f"{format_count(count)} parameters, {format_count(len(tokens))} tokens of text{went_on}")
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, _full_disk_explained(chosen):
         _train(trainer, directory, args, interrupt, said, board=chosen["tensorboard"])
     if not trainer.is_done:
         trainer.save()
@@ -202,6 +204,24 @@ def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Ou
         _export(whole, tokenizer, directory)
         _report(trainer, last, directory, out)
     return 0
+
+
+@contextlib.contextmanager
+def _full_disk_explained(chosen: dict[str, Any]) -> Iterator[None]:
+    """A full disk's hint: what is too large is the tables, or the checkpoint of the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        hint = "free space there: a checkpoint is written beside the one before, which it replaces"
+        tables = chosen["memory_tables"]
+        if tables is not None and error.filename is not None and Path(error.filename) == Path(tables):
+            hint = (
+                "free space there, name another disk with --memory-tables, or give fewer --memory-rows; in "
+                "training each row's two moments lie beside it, three times the table"
+            )
+        raise CommandError(f"{error.filename or chosen['out']}: {error.strerror}", hint) from None
 
 
 def _silent() -> Output:
@@ -368,16 +388,10 @@ def _check_finite(step: Step) -> None:
 
 def _export(model: StrataLM, tokenizer: Any, directory: Path) -> None:
     """The model as transformers has it, beside the tokenizer."""
-    import torch
-
-    from stratakv.hf import StrataConfig, StrataForCausalLM
+    from stratakv.hf import StrataForCausalLM
 
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    # With the parameters themselves, not copies of them: tables may be larger than RAM.
-    with torch.device("meta"):
-        made = StrataForCausalLM(StrataConfig.from_transformer(model.config, **ids))
-    made.load_state_dict(model.state_dict(), assign=True)
-    made.save_pretrained(directory)
+    StrataForCausalLM.from_strata_lm(model, **ids).save_pretrained(directory)
 
 
 def _last(trainer: Trainer) -> Step:

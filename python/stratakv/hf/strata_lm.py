@@ -232,14 +232,16 @@ class StrataForCausalLM(StrataPreTrainedModel, GenerationMixin):  # type: ignore
 
     @classmethod
     def from_strata_lm(cls, model: StrataLM, **kwargs: Any) -> StrataForCausalLM:
-        """The same model, with a copy of its parameters.
+        """The same model with the very memory of its parameters: tables may be larger than RAM.
 
         Args:
             model: a trained `StrataLM`.
             **kwargs: what else transformers' config knows, such as `eos_token_id`.
         """
-        made = cls(StrataConfig.from_transformer(model.config, **kwargs))
-        made.load_state_dict(model.state_dict())
+        with torch.device("meta"):
+            made = cls(StrataConfig.from_transformer(model.config, **kwargs))
+        made.load_state_dict(model.state_dict(), assign=True)
+        made.tie_weights()
         return cast("StrataForCausalLM", made.to(next(model.parameters()).device))
 
     def forward(  # noqa: PLR0917  # transformers' own signature
