@@ -34,6 +34,8 @@ class Compiled:
         return self.compile
     def compile(self, *args, **constants):
         names = [name for name in self.kernel.arg_names if name not in constants]
+        # A whole number of 1 is compiled in, as launching does.
+        constants |= {n: one for n, one in zip(names, args, strict=True) if type(one) is int and one == 1}
         kinds = [TYPES[one.dtype if isinstance(one, torch.Tensor) else type(one)] for one in args]
         signature = dict(zip(names, kinds, strict=True)) | dict.fromkeys(constants, "constexpr")
         made = triton.compile(ASTSource(self.kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
@@ -45,8 +47,8 @@ for name in dir(gpu):
         setattr(gpu, name, Compiled(getattr(gpu, name)))
 fused._of_device = lambda device, form, dim: gpu
 fused._kernels = lambda tensor: gpu
-connection = connection_of(48, STREAMS)
-x = torch.randn(20, STREAMS, 48, dtype=torch.bfloat16, requires_grad=True)
+connection = connection_of(WIDTH, STREAMS)
+x = torch.randn(TOKENS, STREAMS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
 connection(x, torch.tanh).float().sum().backward()
 """
 
@@ -67,9 +69,10 @@ def test_interpreted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streams", [3, 4])
-def test_they_compile_for_a_gpu(streams, tmp_path):
-    code = COMPILE.replace("STREAMS", str(streams))
+@pytest.mark.parametrize(("tokens", "streams", "width"), [(20, 3, 48), (20, 4, 48), (1, 2, 1)])
+def test_they_compile_for_a_gpu(tokens, streams, width, tmp_path):
+    sizes = f"TOKENS, STREAMS, WIDTH = {tokens}, {streams}, {width}"
+    code = sizes + COMPILE
     out = python("-W", "ignore", "-c", code, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert set(out.split()) == {
         "project_kernel",

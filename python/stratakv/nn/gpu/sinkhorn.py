@@ -13,7 +13,7 @@ import triton.language as tl
 @triton.jit
 def vector_places(
     tokens: tl.tensor, num_tokens: tl.tensor, S: tl.constexpr, PADDED: tl.constexpr
-) -> tl.tensor:
+) -> tuple[tl.tensor, tl.tensor]:
     """(N, S): which stream each place is, and whether there is one."""
     s = tl.arange(0, PADDED)[None, :]
     return s, (s < S) & (tokens < num_tokens)[:, None]
@@ -22,33 +22,10 @@ def vector_places(
 @triton.jit
 def matrix_places(
     tokens: tl.tensor, num_tokens: tl.tensor, S: tl.constexpr, PADDED: tl.constexpr
-) -> tl.tensor:
+) -> tuple[tl.tensor, tl.tensor]:
     """(N, S, S): row by row, which entry each place is, and whether there is one."""
     j, k = tl.arange(0, PADDED)[None, :, None], tl.arange(0, PADDED)[None, None, :]
     return j * S + k, (j < S) & (k < S) & (tokens < num_tokens)[:, None, None]
-
-
-@triton.jit
-def vector_numbers(
-    numbers: tl.tensor,
-    first: tl.constexpr,
-    tokens: tl.tensor,
-    num_tokens: tl.tensor,
-    S: tl.constexpr,
-    PADDED: tl.constexpr,
-) -> tl.tensor:
-    """(N, S) of each token's numbers, from its `first` on."""
-    s, there = vector_places(tokens, num_tokens, S, PADDED)
-    return tl.load(numbers + tokens[:, None] * (S * (S + 2)) + first + s, there, 0.0)
-
-
-@triton.jit
-def matrix_numbers(
-    numbers: tl.tensor, tokens: tl.tensor, num_tokens: tl.tensor, S: tl.constexpr, PADDED: tl.constexpr
-) -> tl.tensor:
-    """(N, S, S): each token's mixing numbers."""
-    entry, there = matrix_places(tokens, num_tokens, S, PADDED)
-    return tl.load(numbers + tokens[:, None, None] * (S * (S + 2)) + 2 * S + entry, there, 0.0)
 
 
 @triton.jit
@@ -63,11 +40,9 @@ def vector_logits(
     PADDED: tl.constexpr,
 ) -> tl.tensor:
     """(N, S): the pre (`which` 0) or post (1) logits."""
-    s = tl.arange(0, PADDED)[None, :]
-    bias_1S = tl.load(bias + which * S + s, s < S, 0.0)
-    return (
-        vector_numbers(numbers, which * S, tokens, num_tokens, S, PADDED) * tl.load(scale + which) + bias_1S
-    )
+    s, there = vector_places(tokens, num_tokens, S, PADDED)
+    number_NS = tl.load(numbers + tokens[:, None] * (S * (S + 2)) + which * S + s, there, 0.0)
+    return number_NS * tl.load(scale + which) + tl.load(bias + which * S + s, s < S, 0.0)
 
 
 @triton.jit
@@ -81,9 +56,10 @@ def matrix_logits(
     PADDED: tl.constexpr,
 ) -> tl.tensor:
     """(N, S, S): the mixing logits."""
+    entry, there = matrix_places(tokens, num_tokens, S, PADDED)
+    number_NSS = tl.load(numbers + tokens[:, None, None] * (S * (S + 2)) + 2 * S + entry, there, 0.0)
     j, k = tl.arange(0, PADDED)[None, :, None], tl.arange(0, PADDED)[None, None, :]
-    bias_1SS = tl.load(bias + 2 * S + j * S + k, (j < S) & (k < S), 0.0)
-    return matrix_numbers(numbers, tokens, num_tokens, S, PADDED) * tl.load(scale + 2) + bias_1SS
+    return number_NSS * tl.load(scale + 2) + tl.load(bias + 2 * S + entry, (j < S) & (k < S), 0.0)
 
 
 @triton.jit
@@ -93,7 +69,9 @@ def nonzero(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def sinkhorn(logits_NSS: tl.tensor, there_NSS: tl.tensor, eps: tl.tensor, ITERS: tl.constexpr) -> tl.tensor:
+def sinkhorn(
+    logits_NSS: tl.tensor, there_NSS: tl.tensor, eps: tl.tensor, ITERS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tuple[tl.tensor, ...]]:
     """The mixing matrix, the softmax that it began as, and the inverse sums of each normalisation.
 
     `mixings.sinkhorn` is the reference. The first normalisation is of columns (sums over axis 1).
@@ -113,7 +91,11 @@ def sinkhorn(logits_NSS: tl.tensor, there_NSS: tl.tensor, eps: tl.tensor, ITERS:
 
 @triton.jit
 def sinkhorn_backward(
-    grad_NSS: tl.tensor, comb_NSS: tl.tensor, softmax_NSS: tl.tensor, trail: tl.tensor, ITERS: tl.constexpr
+    grad_NSS: tl.tensor,
+    comb_NSS: tl.tensor,
+    softmax_NSS: tl.tensor,
+    trail: tl.tensor,  # a tuple, but Triton takes no such annotation
+    ITERS: tl.constexpr,
 ) -> tl.tensor:
     """The gradient of the logits from that of the mixing matrix.
 
