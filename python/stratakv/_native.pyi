@@ -164,12 +164,29 @@ class KvCache:
         Sums in float32, rounds once into `out`'s dtype. Made for few query tokens (T up to about 32).
         """
     def gather(
-        self, layer: int, start: int, stop: int, keys: Any, values: Any, rotated: bool = False
+        self, layer: int, start: int, stop: int, keys: Any, values: Any, turn: str = "appended"
     ) -> None:
         """Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv).
 
-        With a rotary, keys are as they were appended, or at their positions where `rotated`; turned in
-        float32 and rounded once more. Without one, `rotated` changes nothing.
+        With a rotary, keys are as they were "appended", or "placed" at their positions, turned in float32 and
+        rounded once more in both cases; or as they are "stored", turned by their offset in their page.
+        Without one, `turn` changes nothing.
+        """
+    def page_keys(self, layer: int, pages: list[tuple[int, int]]) -> list[bytes]:
+        """The identities of whole pages, (row, page) each: 16 bytes. Equal ones hold equal values."""
+    def copy_planes(
+        self, layer: int, pages: list[tuple[int, int]], out: Any, *, residuals: bool = False
+    ) -> None:
+        """Copies the codes, or the residuals, of whole pages into (N, bytes) uint8.
+
+        Of each page, per KV head: the scale bytes of its keys, of its values, then the rows of its keys and
+        of its values (`stratakv.cache.planes.PlaneLayout`). Only of a cache with planes. Codes of pages that
+        are summarised leave their residuals where they are.
+        """
+    def copy_summaries(self, layer: int, start: int, stop: int, out: Any) -> None:
+        """Copies the summaries of whole pages [start, stop) into (B, H, blocks, bytes) uint8.
+
+        Those that are not made yet are made of the pages. Only of a cache that selects.
         """
     def select(
         self,
@@ -254,6 +271,27 @@ class KvCache:
         """
     def close(self) -> None:
         """Lets go of all pages."""
+
+@final
+class Policy:
+    """Which pages stay in a tier that is not the engine's: keys of 16 bytes and sizes, never contents.
+
+    `name` is as the store's `policy`; `capacity_pages` is about how many there is room for. The caller
+    inserts what became resident, touches what was read there, and asks about what was read and was not.
+    """
+
+    def __new__(cls, name: str = "auto", *, capacity_pages: int) -> Policy: ...
+    @property
+    def name(self) -> str: ...
+    def __len__(self) -> int:
+        """Pages that are tracked."""
+    def insert(self, keys: list[bytes], page_bytes: int) -> None: ...
+    def touch(self, keys: list[bytes]) -> None: ...
+    def remove(self, keys: list[bytes]) -> None: ...
+    def admit(self, keys: list[bytes]) -> list[bool]:
+        """Whether each page, which was just missed, should stay. Called once a miss; inserts nothing."""
+    def evict(self, count: int, keep: list[bytes]) -> list[bytes]:
+        """Removes and names up to so many pages, none of `keep`; fewer only where there are no more."""
 
 _Scope: TypeAlias = tuple[str, str | None, str | None, str | None]
 _Draft: TypeAlias = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]

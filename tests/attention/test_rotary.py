@@ -89,7 +89,9 @@ def test_cropping_into_a_sealed_page_and_going_on(make):
 def test_gathering_with_and_without_positions(make, rotated):
     turns = rotary(3, True)
     table, keys, values = make(turns, 7)
-    found_keys, found_values = table.snapshot(0, DEVICE).gather(5, 39, rotated=rotated)
+    found_keys, found_values = table.snapshot(0, DEVICE).gather(
+        5, 39, turn="placed" if rotated else "appended"
+    )
     expected = at_positions(turns, keys) if rotated else keys.double()
     torch.testing.assert_close(found_keys.double(), expected[:, :, 5:39], rtol=1e-5, atol=1e-5)
     assert torch.equal(found_values, values[:, :, 5:39])

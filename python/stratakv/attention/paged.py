@@ -1,5 +1,6 @@
 """Which kernel serves an attention over pages.
 
+- a step of decoding of a table with a hot tier: that tier, on its device;
 - few query tokens on the CPU, or many of which the engine selects for: the engine's kernel, straight
   from the pages;
 - a layer that fits the tile budget: gathered, then the very call that the model made;
@@ -60,8 +61,12 @@ def paged_attention(
         if mask_4d is None:
             return None
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    hot = snapshot.table.hot
     with torch.no_grad():
-        if causal and softcap is None and _is_for_engine(query, snapshot):
+        if hot is not None and _is_for_device(query, snapshot, mask, causal, softcap):
+            snapshot.check()
+            output = hot.attend(snapshot.slot, query.detach(), scale)
+        elif causal and softcap is None and _is_for_engine(query, snapshot):
             output = _engine(query.detach(), snapshot, None, scale, causal=True)
         else:
             if causal:
@@ -100,6 +105,21 @@ def _is_for_engine(query: Tensor, snapshot: Snapshot) -> bool:
     table = snapshot.table
     is_few = query.shape[2] <= FEW_TOKENS
     return query.device.type == "cpu" and (is_few or snapshot.length > table.dense_prefill_below)
+
+
+def _is_for_device(
+    query: Tensor, snapshot: Snapshot, mask: Tensor | None, causal: bool, softcap: float | None
+) -> bool:
+    """Whether the hot tier attends: for steps of decoding over everything that the table holds."""
+    table, num_new = snapshot.table, query.shape[2]
+    return (
+        table.hot is not None
+        and mask is None
+        and softcap is None
+        and (causal or num_new == 1)
+        and snapshot.length == table.length(snapshot.slot)
+        and table.hot.serves(snapshot.slot, num_new, query.device)
+    )
 
 
 def _choose(
@@ -144,7 +164,7 @@ def _whole(query: Tensor, snapshot: Snapshot, mask: Tensor | None, scale: float,
     if snapshot.device.type == "cpu":
         numel = snapshot.num_bytes // snapshot.geometry.dtype.itemsize
         buffer = WORKSPACE.buffer(numel, snapshot.geometry.dtype)
-    keys, values = snapshot.gather(0, snapshot.length, buffer, rotated=True)
+    keys, values = snapshot.gather(0, snapshot.length, buffer, turn="placed")
     if group > 1:
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
     return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)

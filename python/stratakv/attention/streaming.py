@@ -51,7 +51,7 @@ def stream_attention(
     scratch = _scratch(snapshot, tile_tokens)
     for start in range(0, snapshot.length, tile_tokens):
         stop = min(start + tile_tokens, snapshot.length)
-        keys_BHLD, values_BHLD = snapshot.gather(start, stop, scratch, rotated=True)
+        keys_BHLD, values_BHLD = snapshot.gather(start, stop, scratch, turn="placed")
         bias_BQTL = None if mask_BQTS is None else bias_or_none(mask_BQTS[..., start:stop])
         tile = (query_BQTD, keys_BHLD, values_BHLD, scale, bias_BQTL)
         merged.add(*(_masked_fused_tile(*tile) if is_fused else _plain_tile(*tile, softcap=softcap)))

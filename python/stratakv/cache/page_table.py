@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,25 @@ class LayerGeometry:
         return num_rows * self.num_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
+class DeviceTier(Protocol):
+    """What keeps a table's pages on a device and attends there (`stratakv.attention.device`)."""
+
+    def serves(self, slot: int, num_new: int, device: torch.device) -> bool:
+        """Whether it attends for so many new tokens of a slot."""
+
+    def attend(self, slot: int, query_BQTD: Tensor, scale: float) -> Tensor:
+        """Causal attention of the last T tokens: (B, Q, T, Dv)."""
+
+    def selected(self, slot: int) -> tuple[float, float] | None:
+        """As `KvCache.selected`, of its own last step."""
+
+    def stats(self) -> dict[str, Any]:
+        """What it holds and counted."""
+
+    def fork(self, table: PageTable) -> DeviceTier:
+        """The same for a fork of the table."""
+
+
 class PageTable:
     """The engine's page table of one batch, with tensors of any device going in and out.
 
@@ -90,11 +110,15 @@ class PageTable:
         self.num_slots = num_slots
         self.page_tokens = page_tokens
         self.rotary = rotary
+        self.planes = planes
         self.reads_disk = store.settings.directory is not None
         self.geometry: list[LayerGeometry | None] = [None] * num_slots
         self.epoch = 0
         self.selection: Selection | None = None
         self.dense_prefill_below: float = math.inf
+        self.trained_tokens = 0
+        self.is_focused = False
+        self.hot: DeviceTier | None = None
 
     @property
     def native(self) -> _native.KvCache:
@@ -156,6 +180,7 @@ class PageTable:
             ValueError: a table without a rotary, or pages that are not whole blocks.
         """
         self.selection = selection
+        self.trained_tokens = trained_tokens
         if selection is None:
             self.native.select_all()
             self.dense_prefill_below = math.inf
@@ -167,13 +192,15 @@ class PageTable:
     def focus(self, rows: list[list[int]], own: int) -> None:
         """The body of `TieredCache.focus`, for every row; no rows for none."""
         self.native.focus(rows, own)
+        self.is_focused = bool(rows)
 
     def selected(self) -> tuple[float, float] | None:
         """Tokens that the last step read per head, and the estimated share of the mass that it did not.
 
         Both averaged over the slots; None where the step read everything.
         """
-        slots = [self.native.selected(slot) for slot in range(self.num_slots)]
+        tier = self.native if self.hot is None else self.hot
+        slots = [tier.selected(slot) for slot in range(self.num_slots)]
         known = [slot for slot in slots if slot is not None]
         if not known:
             return None
@@ -219,6 +246,7 @@ class PageTable:
         """Forgets everything, row count and geometry too."""
         if self._kv is not None:
             self._kv.reset()
+        self.is_focused = False
         self.geometry = [None] * self.num_slots
         self.epoch += 1
 
@@ -229,11 +257,15 @@ class PageTable:
         twin.num_slots = self.num_slots
         twin.page_tokens = self.page_tokens
         twin.rotary = self.rotary
+        twin.planes = self.planes
         twin.reads_disk = self.reads_disk
         twin.geometry = list(self.geometry)
         twin.epoch = 0
         twin.selection = self.selection
         twin.dense_prefill_below = self.dense_prefill_below
+        twin.trained_tokens = self.trained_tokens
+        twin.is_focused = self.is_focused
+        twin.hot = None if self.hot is None else self.hot.fork(twin)
         return twin
 
     def close(self) -> None:
@@ -241,6 +273,7 @@ class PageTable:
         if self._kv is not None:
             self._kv.close()
             self._kv = None
+        self.hot = None
         self.epoch += 1
 
 
@@ -275,7 +308,7 @@ class Snapshot:
             )
 
     def gather(
-        self, start: int, stop: int, buffer: Tensor | None = None, *, rotated: bool = False
+        self, start: int, stop: int, buffer: Tensor | None = None, *, turn: str = "appended"
     ) -> tuple[Tensor, Tensor]:
         """Copies tokens [start, stop) out.
 
@@ -284,7 +317,8 @@ class Snapshot:
             stop: one past the last.
             buffer: flat CPU tensor of the geometry's dtype to copy into where it is large
                 enough; the result then aliases it.
-            rotated: in a table with a rotary, keys at their positions instead of as appended.
+            turn: in a table with a rotary, keys as they were "appended", as they are "stored", or "placed" at
+                their positions.
 
         Returns:
             (B, H, stop - start, Dk) keys and (B, H, stop - start, Dv) values on `device`.
@@ -300,7 +334,7 @@ class Snapshot:
         else:
             keys = buffer[:key_numel].view(*shape, self.geometry.key_dim)
             values = buffer[key_numel : key_numel + value_numel].view(*shape, self.geometry.value_dim)
-        self.table.native.gather(self.slot, start, stop, keys, values, rotated)
+        self.table.native.gather(self.slot, start, stop, keys, values, turn)
         return keys.to(self.device), values.to(self.device)
 
     def part(self, name: str) -> Tensor:

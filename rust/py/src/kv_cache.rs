@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes, PyDict};
-use stratakv_core::cache::{self, CacheConfig, Mask, Selection};
+use stratakv_core::cache::{self, CacheConfig, KeyTurn, Mask, Plane, Selection};
 use stratakv_core::rotary::Rotary;
 use stratakv_core::score::{Budget, Guard};
 use stratakv_core::sync::Mutex;
 use stratakv_core::{Error, Result};
 
-use crate::buffer::{BiasTensor, Tensor};
+use crate::buffer::{BiasTensor, Dense, Tensor};
 use crate::enter::enter;
 use crate::store::Store;
 use crate::threads;
@@ -66,6 +66,17 @@ impl Salts {
             Self::Shared(salt) => vec![salt; rows],
             Self::PerRow(salts) => salts.iter().map(Vec::as_slice).collect(),
         }
+    }
+}
+
+fn turn_named(name: &str) -> PyResult<KeyTurn> {
+    match name {
+        "appended" => Ok(KeyTurn::Appended),
+        "stored" => Ok(KeyTurn::Stored),
+        "placed" => Ok(KeyTurn::Placed),
+        _ => Err(PyValueError::new_err(format!(
+            "turn={name:?}: accepted are \"appended\", \"stored\" and \"placed\""
+        ))),
     }
 }
 
@@ -154,7 +165,7 @@ impl KvCache {
         })
     }
 
-    #[pyo3(signature = (layer, start, stop, keys, values, rotated=false))]
+    #[pyo3(signature = (layer, start, stop, keys, values, turn="appended"), text_signature = "($self, layer, start, stop, keys, values, turn='appended')")]
     fn gather(
         &self,
         py: Python<'_>,
@@ -163,11 +174,52 @@ impl KvCache {
         stop: usize,
         keys: &Bound<'_, PyAny>,
         values: &Bound<'_, PyAny>,
-        rotated: bool,
+        turn: &str,
     ) -> PyResult<()> {
         let mut keys = Tensor::destination("keys", keys)?;
         let mut values = Tensor::destination("values", values)?;
-        self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, rotated))
+        let turn = turn_named(turn)?;
+        self.with(py, |cache| cache.gather(layer, start, stop, &mut keys, &mut values, turn))
+    }
+
+    fn page_keys<'py>(
+        &self,
+        py: Python<'py>,
+        layer: usize,
+        pages: Vec<(u32, u32)>,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let keys = self.with(py, |cache| cache.page_keys(layer, &pages))?;
+        Ok(keys.iter().map(|key| PyBytes::new(py, &key.0)).collect())
+    }
+
+    #[pyo3(signature = (layer, pages, out, *, residuals=false))]
+    fn copy_planes(
+        &self,
+        py: Python<'_>,
+        layer: usize,
+        pages: Vec<(u32, u32)>,
+        out: &Bound<'_, PyAny>,
+        residuals: bool,
+    ) -> PyResult<()> {
+        let mut out = Dense::bytes("out", out)?;
+        let plane = if residuals { Plane::Residuals } else { Plane::Codes };
+        out.expect_shape(&[pages.len(), self.with(py, |cache| cache.plane_bytes(layer, plane))?])?;
+        self.with(py, |cache| cache.copy_planes(layer, &pages, plane, out.as_mut_slice()))
+    }
+
+    fn copy_summaries(
+        &self,
+        py: Python<'_>,
+        layer: usize,
+        start: usize,
+        stop: usize,
+        out: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let mut out = Dense::bytes("out", out)?;
+        out.expect_shape(&self.with(py, |cache| cache.summaries_shape(layer, stop.saturating_sub(start)))?)?;
+        self.with(py, |cache| {
+            cache.copy_summaries(layer, start, stop, out.as_mut_slice(), &*threads::current())
+        })
     }
 
     #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, dense_prefill_below, trained_tokens, sketches))]

@@ -11,6 +11,7 @@ mod engram;
 mod enter;
 mod error;
 mod kv_cache;
+mod policy;
 mod rows;
 mod store;
 mod streams;
@@ -31,6 +32,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<store::Store>()?;
     module.add_class::<kv_cache::KvCache>()?;
+    module.add_class::<policy::Policy>()?;
     module.add_class::<engram::Engram>()?;
     module.add_class::<rows::RowFile>()?;
     error::register(module)?;

@@ -32,7 +32,7 @@ fn backend_named(name: &str) -> Result<Backend, Error> {
 }
 
 /// "auto" is the engine's choice; hyphens are optional.
-fn policy_named(name: &str) -> Result<PolicyKind, Error> {
+pub(crate) fn policy_named(name: &str) -> Result<PolicyKind, Error> {
     if name == "auto" {
         return Ok(PolicyKind::default());
     }

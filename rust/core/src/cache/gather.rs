@@ -5,10 +5,20 @@ use super::layout::Slice;
 use super::{Extent, KvCache, WriteRows};
 use crate::error::{Error, Result};
 
+/// How a copy's keys are turned, in a cache with a rotary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyTurn {
+    /// As they were appended, without positions; rounded once more.
+    Appended,
+    /// As they are stored, by their offset in their page.
+    Stored,
+    /// To their positions; rounded once more.
+    Placed,
+}
+
 impl KvCache {
-    /// Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv).
-    /// With a rotary, keys are at their positions where `rotated`, and as they were appended
-    /// otherwise, in either case rounded once more.
+    /// Copies tokens [start, stop) into (B, H, stop - start, Dk) and (B, H, stop - start, Dv), the keys
+    /// turned as asked.
     ///
     /// # Errors
     /// `Invalid` for a range or shapes that do not fit; `PagesLost`; `RamFull`, `Io` from the
@@ -20,7 +30,7 @@ impl KvCache {
         stop: usize,
         keys: &mut dyn WriteRows,
         values: &mut dyn WriteRows,
-        rotated: bool,
+        turn: KeyTurn,
     ) -> Result<()> {
         let (shape, layout) = self.filled(layer)?;
         if let Some(turns) = &mut self.turns {
@@ -60,10 +70,10 @@ impl KvCache {
                     layout.read_keys(page, slice, shape.dtype, &mut rows);
                     if let Some(turns) = turns {
                         let dim = shape.key_dim as usize;
-                        if rotated {
-                            turns.place(entry.page as usize, &mut rows, dim, shape.dtype);
-                        } else {
-                            turns.unstore(slice.first, &mut rows, dim, shape.dtype);
+                        match turn {
+                            KeyTurn::Appended => turns.unstore(slice.first, &mut rows, dim, shape.dtype),
+                            KeyTurn::Stored => {}
+                            KeyTurn::Placed => turns.place(entry.page as usize, &mut rows, dim, shape.dtype),
                         }
                     }
                     keys.write(row, head, from - start, &rows);

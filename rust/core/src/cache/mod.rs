@@ -12,6 +12,7 @@
 
 mod append;
 mod attend;
+mod copies;
 mod digest;
 mod feed;
 mod gather;
@@ -28,6 +29,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use attend::Mask;
+pub use copies::Plane;
+pub use gather::KeyTurn;
 pub use sparse::{Selected, Selection};
 pub use tensor::{Bias, Extent, ReadRows, WriteRows};
 

@@ -43,7 +43,11 @@ pub(in crate::cache) struct Ahead {
 
 impl KvCache {
     /// How the summaries of a layer of that shape are made; found out once.
-    pub(super) fn digest_layout(&mut self, layer: usize, shape: &LayerShape) -> Result<Arc<DigestLayout>> {
+    pub(in crate::cache) fn digest_layout(
+        &mut self,
+        layer: usize,
+        shape: &LayerShape,
+    ) -> Result<Arc<DigestLayout>> {
         let rotary = self.turns.as_ref().ok_or_else(no_rotary)?.rotary();
         let layout = self.layout_of(shape);
         let known = self.layers[layer].digest.get_or_insert_with(|| {
@@ -72,7 +76,11 @@ impl KvCache {
     }
 
     /// Brings the summaries of all whole pages of a layer to RAM: stored ones, and others from the pages.
-    pub(super) fn summarise(&mut self, what: &Selecting<'_>, scratch: &mut AttendScratch) -> Result<()> {
+    pub(in crate::cache) fn summarise(
+        &mut self,
+        what: &Selecting<'_>,
+        scratch: &mut AttendScratch,
+    ) -> Result<()> {
         let whole = self.layers[what.layer].len / what.layout.page_tokens;
         for row in 0..self.rows {
             if self.layers[what.layer].tables[row].digest.pages() < whole {

@@ -138,13 +138,13 @@ struct HeadScratch {
 }
 
 /// What a call of a layer that selects works on.
-struct Selecting<'a> {
-    layer: usize,
-    shape: LayerShape,
-    layout: &'a Layout,
-    digest: &'a DigestLayout,
-    selection: &'a Selection,
-    parallel: &'a dyn Parallel,
+pub(super) struct Selecting<'a> {
+    pub(super) layer: usize,
+    pub(super) shape: LayerShape,
+    pub(super) layout: &'a Layout,
+    pub(super) digest: &'a DigestLayout,
+    pub(super) selection: &'a Selection,
+    pub(super) parallel: &'a dyn Parallel,
 }
 
 impl Selecting<'_> {

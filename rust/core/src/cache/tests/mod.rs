@@ -128,6 +128,6 @@ fn contents(cache: &mut KvCache, layer: usize, shape: [usize; 3], dtype: DType) 
     let (rows, length) = (cache.num_rows(), cache.length(layer).unwrap());
     let mut keys = Tensor::new(rows, shape[0], length, shape[1], dtype);
     let mut values = Tensor::new(rows, shape[0], length, shape[2], dtype);
-    cache.gather(layer, 0, length, &mut keys, &mut values, false).unwrap();
+    cache.gather(layer, 0, length, &mut keys, &mut values, crate::cache::KeyTurn::Appended).unwrap();
     (keys, values)
 }

@@ -175,7 +175,9 @@ fn run(store: &Store, config: CacheConfig, ops: Vec<Op>, rows: usize, shape: [us
                 let (rows, [heads, dk, dv]) = (naive.rows.len(), shape);
                 let mut keys = Tensor::new(rows, heads, stop - start, dk, dtype);
                 let mut values = Tensor::new(rows, heads, stop - start, dv, dtype);
-                cache.gather(layers - 1, start, stop, &mut keys, &mut values, false).unwrap();
+                cache
+                    .gather(layers - 1, start, stop, &mut keys, &mut values, crate::cache::KeyTurn::Appended)
+                    .unwrap();
                 let part: Vec<Vec<u32>> = naive.rows.iter().map(|row| row[start..stop].to_vec()).collect();
                 assert_eq!((keys, values), tensors(layers - 1, &part, start, shape, dtype));
             }

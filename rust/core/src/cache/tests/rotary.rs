@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::attend::{Inline, Pool};
-use crate::cache::{Bias, Mask};
+use crate::cache::{Bias, KeyTurn, Mask};
 use crate::rotary::Rotary;
 
 pub(super) fn rotary(pairs: usize, interleaved: bool) -> Rotary {
@@ -93,7 +93,7 @@ pub(super) fn assert_near(found: &Tensor, expected: &[f64], dtype: DType) {
     }
 }
 
-/// Checks attention and both kinds of gathering against what was appended.
+/// Checks attention and all kinds of gathering against what was appended.
 fn check(
     cache: &mut KvCache,
     rotary: &Rotary,
@@ -124,16 +124,20 @@ fn check(
         cache.attend(0, &query, &mut again, 0.3, &mask, &Pool::new(2)).unwrap();
         assert_eq!(out, again, "threads change no bit");
     }
-    for is_rotated in [false, true] {
+    for turn in [KeyTurn::Appended, KeyTurn::Stored, KeyTurn::Placed] {
         let start = length / 3;
         let mut found = Tensor::new(rows.len(), heads, length - start, dk, dtype);
         let mut same = Tensor::new(rows.len(), heads, length - start, dv, dtype);
-        cache.gather(0, start, length, &mut found, &mut same, is_rotated).unwrap();
+        cache.gather(0, start, length, &mut found, &mut same, turn).unwrap();
         for b in 0..rows.len() {
             for h in 0..heads {
                 for s in start..length {
                     let row = row_of(&keys, b, h, s);
-                    let expected = if is_rotated { at_position(rotary, s, &row) } else { row };
+                    let expected = match turn {
+                        KeyTurn::Appended => row,
+                        KeyTurn::Stored => at_position(rotary, s % cache.page_tokens(), &row),
+                        KeyTurn::Placed => at_position(rotary, s, &row),
+                    };
                     for (d, expected) in expected.iter().enumerate() {
                         let found = f64::from(found.at(b, h, s - start, d));
                         assert!((found - expected).abs() < tolerance(dtype), "{found} {expected}");
