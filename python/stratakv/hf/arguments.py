@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from stratakv.cache.store import Store
 from stratakv.errors import SessionNotFoundError
@@ -36,6 +37,21 @@ def check_page_tokens(page_tokens: int) -> None:
         raise ValueError(
             f"page_tokens={page_tokens!r}: accepted are whole numbers from 1 to {PAGE_TOKENS_MAX}"
         )
+
+
+def gpu_of(model: nn.Module) -> torch.device:
+    """The device of a model's weights, on which a hot tier keeps pages.
+
+    Raises:
+        ValueError: the CPU, whose memory the engine uses already.
+    """
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    if device.type in {"cpu", "meta"}:
+        raise ValueError(
+            f"hot= keeps pages in a GPU's memory, and the model is on {device}, where the engine attends by "
+            "itself: leave it out"
+        )
+    return device
 
 
 def is_mixed(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+from stratakv.attention.device.tier import HotTier
 from stratakv.cache.page_table import PageTable
 from stratakv.cache.selection import BLOCK_TOKENS, Look, Selection
 from stratakv.cache.store import Store
@@ -23,6 +24,7 @@ from stratakv.hf.arguments import (
     check_config,
     check_page_tokens,
     common_prefix,
+    gpu_of,
     is_mixed,
     one_row,
     session_or_none,
@@ -34,6 +36,7 @@ from stratakv.hf.fingerprint import model_settings
 from stratakv.hf.layers import TieredLayer
 from stratakv.hf.looking import agreed_blocks
 from stratakv.hf.memory_layer import MemoryLayer
+from stratakv.sizes import parse_bytes
 
 DEFAULT_PAGE_TOKENS = 64
 NO_TRAINED_WINDOW = 1 << 40  # of a model whose config names none: positions are always true
@@ -101,6 +104,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         read_only: bool = False,
         budget: int | Selection | None = None,
         precision: str | None = None,
+        hot: int | str | None = None,
     ) -> Self:
         """A cache that knows its model: it can be saved, and shares pages with other sessions.
 
@@ -129,6 +133,9 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             precision: "full" keeps pages in the model's own type; "mixed" keeps FP8 codes and, in a plane of
                 their own, what restores 16 bits, so that RAM may hold half the bytes. None is the session's
                 own, else "mixed" with a budget and "full" without. Mixed only for a model that is attached.
+            hot: for a model on a GPU, bytes of its memory ("4GiB") in which steps of decoding keep the pages
+                that they read; needs a budget and mixed precision. None copies what is attended to there for
+                each step.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -174,12 +181,20 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             )
             self.name = name
             self.select(budget)
+            if hot is not None:
+                self._keep_hot(parse_bytes(hot, name="hot"), gpu_of(model), policy)
             if saved is not None:
                 self._resume(saved)
         except BaseException:
             store.close()
             raise
         return self
+
+    def _keep_hot(self, limit_bytes: int, device: torch.device, policy: str = "auto") -> None:
+        """From now on steps of decoding on that device keep pages there."""
+        if self._table.selection is None:
+            raise ValueError("hot= keeps what a step selects: give the cache a budget")
+        self._table.hot = HotTier(self._table, limit_bytes, device, policy=policy)
 
     def _build(
         self,
@@ -530,7 +545,8 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 "other_layers": len(self._other_layers()),
                 "page_tokens": self._table.page_tokens,
                 **self._selected(),
-            }
+            },
+            **({} if self._table.hot is None else {"hot": self._table.hot.stats()}),
         }
 
     def _selected(self) -> dict[str, Any]:

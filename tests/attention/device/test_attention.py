@@ -38,7 +38,7 @@ def case(rows=2, group=1, size=7, dims=None, interleaved=False, **shape):
     dim, heads = pages.pools.key_dim, pages.pools.codes_layout.num_heads
     query = torch.randn(rows, heads, group, dim) * 2 * dim**-0.5
     turns = Turns(made.rotary(dim, dims=dims, interleaved=interleaved), dim, CPU)
-    turns.table(50)
+    turns.grow(50)
     return query, pages, made.reads(pages, rows, size), turns
 
 

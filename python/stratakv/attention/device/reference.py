@@ -54,7 +54,7 @@ def attend(query_BHGD: Tensor, pools: PlanePools, reads: Reads, turns: Turns) ->
         query_BHGD: float32, scaled, placed relative to the end of the whole pages.
         pools: the slots.
         reads: what is read of them.
-        turns: of the layer's rotary.
+        turns: of the layer's rotary, grown beyond the distances.
 
     Returns:
         (B, H, G, Dv) and (B, H, G).

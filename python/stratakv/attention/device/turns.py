@@ -29,14 +29,13 @@ class Turns:
         self.key_dim = key_dim
         self.device = device
         self._partners = torch.tensor(_partners(rotary, key_dim), device=device)
-        self._table = torch.empty(0, 2, key_dim, device=device)
+        self.entries = torch.empty(0, 2, key_dim, device=device)
 
-    def table(self, count: int) -> Tensor:
-        """(M, 2, D) float32, M >= count: entry i turns by i blocks."""
-        if len(self._table) < count:
+    def grow(self, count: int) -> None:
+        """Makes `entries` (M, 2, D) float32 with M >= count: entry i turns by i blocks."""
+        if len(self.entries) < count:
             steps = torch.arange(-(-count // 64) * 64)
-            self._table = self._entries(steps * BLOCK_TOKENS).to(self.device)
-        return self._table
+            self.entries = self._of_positions(steps * BLOCK_TOKENS).to(self.device)
 
     def partner(self, query: Tensor) -> Tensor:
         """(..., D): the other element of each element's pair."""
@@ -45,16 +44,17 @@ class Turns:
 
     def place(self, query: Tensor, position: int) -> Tensor:
         """Turns (..., D) float32 queries to a position, which may be negative."""
-        cos, sin = self._entries(torch.tensor([position]))[0].to(query.device)
+        cos, sin = self._of_positions(torch.tensor([position]))[0].to(query.device)
         placed: Tensor = query * cos + self.partner(query) * sin
         return placed
 
     def by_blocks(self, query: Tensor, blocks: Tensor) -> Tensor:
-        """Turns (..., D) float32 queries on by numbers of blocks that broadcast to (...)."""
-        entries = self.table(int(blocks.max()) + 1 if blocks.numel() else 1)[blocks.long()]
-        return query * entries[..., 0, :] + self.partner(query) * entries[..., 1, :]
+        """Turns (..., D) float32 queries on by numbers of blocks, below M, that broadcast to (...)."""
+        entries = self.entries[blocks.long()]
+        turned: Tensor = query * entries[..., 0, :] + self.partner(query) * entries[..., 1, :]
+        return turned
 
-    def _entries(self, positions: Tensor) -> Tensor:
+    def _of_positions(self, positions: Tensor) -> Tensor:
         """(M, 2, D) of M positions, on the CPU."""
         angles_MN = positions.double()[:, None] * torch.tensor(self.rotary.inv_freq, dtype=torch.float64)
         entries = torch.zeros(len(positions), 2, self.key_dim)

@@ -32,12 +32,10 @@ def attend(query_BHGD: Tensor, pools: PlanePools, reads: Reads, turns: Turns) ->
     shape = (num_rows, num_heads, parts, group)
     output = query_BHGD.new_empty(*shape, pools.value_dim, dtype=torch.float32)
     log_sum = query_BHGD.new_empty(shape, dtype=torch.float32)
-    # No distance is longer than the table has: `Turns.table` was grown when the distances were made.
-    table = turns.table(1)
     attend_kernel[(num_rows * num_heads, parts)](
         query_BHGD.contiguous(),
         turns.partner(query_BHGD).contiguous(),
-        table,
+        turns.entries,
         pools.codes,
         pools.residuals,
         reads.slots,

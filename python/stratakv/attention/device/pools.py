@@ -1,0 +1,176 @@
+"""Slots for the pages of all of a model's layers: codes of all, residuals of those with critical blocks.
+
+Layers of one geometry share their slots. The limit is divided in advance: among geometries by the bytes
+of their pages, and between the planes by how many pages have a critical block.
+
+Letters: B rows, H KV heads, K blocks that are read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stratakv.attention.device.choosing import Choice
+from stratakv.attention.device.plan import Plan
+from stratakv.attention.device.reads import PlanePools, Reads
+from stratakv.cache.hot_pages import HotPages
+from stratakv.cache.page_table import LayerGeometry, PageTable
+from stratakv.cache.planes import PlaneLayout
+from stratakv.cache.selection import BLOCK_TOKENS, Selection
+
+# What is critical is spread over more pages than blocks alone would tell, and changes.
+RESIDUAL_ROOM = 1.5
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The pools of one geometry."""
+
+    codes: HotPages
+    residuals: HotPages
+    planes: PlanePools
+
+
+class HotPools:
+    """The slots of a device, for a table and its forks.
+
+    They are made when the first step of decoding tells what pages look like.
+
+    Args:
+        limit_bytes: bytes of all slots together.
+        device: where they are.
+        policy: which pages stay.
+    """
+
+    def __init__(self, limit_bytes: int, device: torch.device, policy: str) -> None:
+        self.limit_bytes = limit_bytes
+        self.device = device
+        self._policy = policy
+        self._pairs: dict[LayerGeometry, _Pair] = {}
+        self._critical = 0.0
+
+    def fetch(self, table: PageTable, slot: int, choice: Choice, plan: Plan) -> tuple[PlanePools, Reads]:
+        """Brings what was chosen for a slot of the table to the device.
+
+        Raises:
+            ValueError: more pages than there are slots for, or a limit that holds none.
+        """
+        pair = self._pair(table, slot)
+        per_page = table.page_tokens // BLOCK_TOKENS
+        blocks_BHK, counts_BH, critical_BHK = (
+            part.cpu() for part in (choice.blocks, choice.counts, choice.critical)
+        )
+        place_K = torch.arange(blocks_BHK.shape[-1])
+        is_read_BHK = place_K < counts_BH[..., None]
+        pages_BHK = (blocks_BHK // per_page).where(is_read_BHK, 0)
+        row_B11 = torch.arange(len(pages_BHK))[:, None, None]
+        # One number for each page of each row.
+        numbers_BHK = pages_BHK + row_B11 * plan.pages
+        of_slot = _Pages(table, slot, numbers_BHK, plan.pages)
+        slots_BHK = of_slot.bring(pair.codes, is_read_BHK, residuals=False)
+        residual_slots_BHK = of_slot.bring(pair.residuals, is_read_BHK & critical_BHK, residuals=True)
+        within_BHK = blocks_BHK % per_page
+        if plan.far_pages is None:
+            distances_BHK = (plan.pages - pages_BHK) * per_page
+        else:
+            # Numbered by what is read: the last block ends where the whole pages do.
+            distances_BHK = (counts_BH[..., None] - place_K).clamp(min=0) + within_BHK
+        on_device = (
+            part.to(self.device, torch.int32)
+            for part in (slots_BHK, residual_slots_BHK, within_BHK, distances_BHK, counts_BH)
+        )
+        return pair.planes, Reads(*on_device)
+
+    def stats(self) -> dict[str, Any]:
+        """Limit and used bytes, pages, and the sums of what the pools counted."""
+        pools = [pool for pair in self._pairs.values() for pool in (pair.codes, pair.residuals)]
+        counted: Counter[str] = Counter()
+        for pool in pools:
+            counted.update(asdict(pool.counts))
+        used = sum(len(pool) * pool.slots.shape[1] for pool in pools)
+        pages = sum(len(pair.codes) for pair in self._pairs.values())
+        return {"limit_bytes": self.limit_bytes, "used_bytes": used, "pages": pages, **counted}
+
+    def _pair(self, table: PageTable, slot: int) -> _Pair:
+        """The pools of the slot's geometry; all are made anew where more is to be read in 16 bits."""
+        geometry = table.geometry[slot]
+        assert geometry is not None and table.selection is not None
+        critical = _critical_pages(table.selection, table.page_tokens)
+        if geometry not in self._pairs or critical > self._critical:
+            self._critical = max(critical, self._critical)
+            self._pairs.clear()
+            self._pairs = self._make(table)
+        return self._pairs[geometry]
+
+    def _make(self, table: PageTable) -> dict[LayerGeometry, _Pair]:
+        """Pools for all layers, each geometry's by the bytes of its pages."""
+        counts = Counter(geometry for geometry in table.geometry if geometry is not None)
+        assert counts.total() == table.num_slots, "a step comes after a prefill of all layers"
+        weights = {
+            one: PlaneLayout.of_codes(one, table.page_tokens).page_bytes * count
+            for one, count in counts.items()
+        }
+        total = sum(weights.values())
+        return {
+            one: self._of_geometry(one, table.page_tokens, self.limit_bytes * weight // total)
+            for one, weight in weights.items()
+        }
+
+    def _of_geometry(self, geometry: LayerGeometry, page_tokens: int, limit_bytes: int) -> _Pair:
+        codes = PlaneLayout.of_codes(geometry, page_tokens)
+        residuals = PlaneLayout.of_residuals(geometry, page_tokens)
+        num_pages = limit_bytes / (codes.page_bytes + self._critical * residuals.page_bytes)
+        residual_bytes = max(int(num_pages * self._critical), 1) * residuals.page_bytes
+        pools = (
+            HotPages(codes.page_bytes, limit_bytes - residual_bytes, self.device, policy=self._policy),
+            HotPages(residuals.page_bytes, residual_bytes, self.device, policy=self._policy),
+        )
+        planes = PlanePools(
+            codes=pools[0].slots,
+            residuals=pools[1].slots,
+            codes_layout=codes,
+            residuals_layout=residuals,
+            key_dim=geometry.key_dim,
+            value_dim=geometry.value_dim,
+            has_byte_residuals=geometry.dtype == torch.float16,
+        )
+        return _Pair(*pools, planes)
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """The pages that the blocks of one step are in.
+
+    Attributes:
+        table: whose pages.
+        slot: its layer.
+        numbers: (B, H, K) int64, row * num_pages + page of each block.
+        num_pages: whole pages of a row.
+    """
+
+    table: PageTable
+    slot: int
+    numbers: Tensor
+    num_pages: int
+
+    def bring(self, pool: HotPages, is_read: Tensor, *, residuals: bool) -> Tensor:
+        """(B, H, K): the slots of the pages where they are read, brought there, and -1 elsewhere."""
+        distinct, place_of = torch.unique(self.numbers[is_read], return_inverse=True)
+        pages = [divmod(number, self.num_pages) for number in distinct.tolist()]
+        native = self.table.native
+
+        def read(places: list[int], out: Tensor) -> None:
+            native.copy_planes(self.slot, [pages[place] for place in places], out, residuals=residuals)
+
+        held = pool.hold(native.page_keys(self.slot, pages), read)
+        return torch.full_like(self.numbers, -1).masked_scatter_(is_read, held[place_of])
+
+
+def _critical_pages(selection: Selection, page_tokens: int) -> float:
+    """The share of pages whose residuals there is room for."""
+    return min(selection.critical_fraction * (page_tokens // BLOCK_TOKENS) * RESIDUAL_ROOM, 1.0)

@@ -1,0 +1,184 @@
+"""A device's own decoding beside the engine's: the same tables, the same blocks, the same attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stratakv.attention.device.tier import HotTier
+from stratakv.cache import PageTable, Store
+from stratakv.cache.rotary import Rotary
+from stratakv.cache.selection import Selection
+from stratakv.testing import assert_close
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def make_table(
+    tokens=700, *, rows=2, heads=2, dim=32, value_dim=None, dtype=torch.float32, page_tokens=32,
+    budget=None, trained=1 << 20, dims=None, interleaved=False, slots=1, path=None, ram="64MiB",
+):  # fmt: skip
+    """A table in planes whose keys cluster, so that masses differ and no choice is close."""
+    pairs = (dims or dim) // 2
+    rotary = Rotary(tuple(10_000.0 ** (-i / pairs) for i in range(pairs)), interleaved)
+    settings = rotary.settings()
+    store = Store(path, ram=ram)
+    table = PageTable(
+        store, num_slots=slots, page_tokens=page_tokens, settings=settings, rotary=rotary,
+        planes=True,
+    )  # fmt: skip
+    table.store = store  # closed with the last that holds it
+    table.select(budget or Selection(budget=192, sinks=16, window=32, dense_below=0, unread=1.0), trained)
+    for slot in range(slots):
+        grow(table, tokens, slot=slot, rows=rows, heads=heads, dim=dim, value_dim=value_dim, dtype=dtype)
+    return table
+
+
+def grow(table, tokens, *, slot=0, rows=2, heads=2, dim=32, value_dim=None, dtype=torch.float32):
+    topics = torch.randn(rows, heads, -(-tokens // 16), dim).repeat_interleave(16, dim=2)[:, :, :tokens]
+    keys = topics * 2 + torch.randn(rows, heads, tokens, dim) * 0.5
+    table.append(slot, keys.to(dtype), torch.randn(rows, heads, tokens, value_dim or dim).to(dtype))
+
+
+def engine(table, query, scale, slot=0):
+    geometry = table.geometry[slot]
+    output = query.new_empty(*query.shape[:3], geometry.value_dim)
+    table.native.attend(slot, query, output, scale, None, True)
+    return output
+
+
+def queries(table, group=1, num_new=1, slot=0):
+    geometry = table.geometry[slot]
+    shape = (table.num_rows, geometry.num_heads * group, num_new, geometry.key_dim)
+    return torch.randn(shape).to(geometry.dtype)
+
+
+def assert_same_step(table, tier, group=1, num_new=1, slot=0):
+    query = queries(table, group, num_new, slot)
+    scale = query.shape[-1] ** -0.5
+    found = tier.attend(slot, query, scale)
+    assert_close(found, engine(table, query, scale, slot))
+    read = table.native.read_blocks(slot)
+    choice, tail_blocks = tier._layers[slot].choice, -(-tier._layers[slot].tail // 16)
+    for row, heads in enumerate(read):
+        for head, blocks in enumerate(heads):
+            count = int(choice.counts[row, head])
+            assert choice.blocks[row, head, :count].tolist() == blocks[: len(blocks) - tail_blocks]
+    assert tier.selected(slot) == pytest.approx(table.native.selected(slot), rel=1e-4, abs=1e-6)
+
+
+CASES = {
+    "true positions": {},
+    "compact positions": {"trained": 128},
+    "tail is empty": {"tokens": 704},
+    "a tail of one": {"tokens": 705},
+    "guarded": {"budget": Selection(budget=192, sinks=16, window=32, dense_below=0, unread=0.02, growth=3.0)},
+    "all in FP8": {"budget": Selection(budget=192, dense_below=0, critical_fraction=0.0)},
+    "all in 16 bits": {"budget": Selection(budget=192, dense_below=0, critical_fraction=1.0)},
+    "everything": {"budget": Selection(budget=1 << 14, dense_below=0)},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16, compact": {"dtype": torch.float16, "trained": 200},
+    "partly turned": {"dims": 16},
+    "interleaved": {"interleaved": True, "trained": 300},
+    "other dims": {"dim": 80, "value_dim": 48, "page_tokens": 48},
+    "one row": {"rows": 1, "heads": 3, "page_tokens": 16},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("group", [1, 3])
+def test_a_step_is_the_engine_s(case, group):
+    table = make_table(**CASES[case])
+    tier = HotTier(table, 8 << 20, CPU)
+    assert tier.serves(0, 1, CPU)
+    assert_same_step(table, tier, group)
+
+
+@settings(max_examples=15)
+@given(
+    tokens=st.integers(300, 900),
+    rows=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    group=st.integers(1, 8),
+    dim=st.sampled_from([16, 40, 64]),
+    dtype=st.sampled_from(DTYPES),
+    page_blocks=st.integers(1, 4),
+    trained=st.sampled_from([100, 250, 1 << 20]),
+    num_new=st.integers(1, 4),
+)
+def test_odd_steps(group, page_blocks, num_new, **shape):
+    table = make_table(page_tokens=16 * page_blocks, **shape)
+    assert_same_step(table, HotTier(table, 8 << 20, CPU), group, num_new)
+
+
+def test_a_small_tier_evicts_and_stays_right():
+    table = make_table(3000, slots=3, trained=512)
+    tier = HotTier(table, 400 << 10, CPU)
+    for step in range(6):
+        for slot in range(3):
+            assert_same_step(table, tier, 2, slot=slot)
+            grow(table, 1 + 20 * (step % 2), slot=slot)
+        assert tier.stats()["used_bytes"] <= 400 << 10
+    stats = tier.stats()
+    assert stats["evictions"] > 0
+    assert stats["hits"] > 0
+    assert stats["copied_bytes"] > 0
+    assert stats["summary_bytes"] > 0
+
+
+def test_pages_come_from_disk(tmp_path):
+    table = make_table(6000, path=tmp_path, ram="1MiB", dtype=torch.bfloat16)
+    tier = HotTier(table, 8 << 20, CPU)
+    assert_same_step(table, tier)
+    assert_same_step(table, tier)
+
+
+def test_cropped_grown_reordered_and_forked_tables_are_followed():
+    table = make_table(900)
+    tier = table.hot = HotTier(table, 8 << 20, CPU)
+    assert_same_step(table, tier)
+    table.crop(650)
+    assert_same_step(table, tier)
+    grow(table, 200)
+    assert_same_step(table, tier)
+    table.reorder([1, 0])
+    assert_same_step(table, tier)
+    table.reorder([0, 0, 1])
+    assert_same_step(table, tier)
+    fork = table.fork()
+    grow(fork, 70, rows=3)
+    copied = tier.stats()["copied_bytes"]
+    assert_same_step(fork, fork.hot)
+    assert_same_step(table, tier)
+    assert tier.stats()["copied_bytes"] == fork.hot.stats()["copied_bytes"] > copied
+    table.reset()
+    grow(table, 500, rows=1, heads=1, dim=64)
+    assert_same_step(table, tier)
+
+
+def test_what_it_does_not_serve():
+    table = make_table()
+    tier = HotTier(table, 8 << 20, CPU)
+    assert not tier.serves(0, 33, CPU)
+    assert not tier.serves(0, 1, torch.device("meta"))
+    table.focus([[3], [4]], 1)
+    assert not tier.serves(0, 1, CPU)
+    table.focus([], 0)
+    table.select(Selection(budget=512), 1 << 20)  # whole up to 1024 tokens
+    assert not tier.serves(0, 1, CPU)
+    table.select(None, 1 << 20)
+    assert not tier.serves(0, 1, CPU)
+
+
+def test_what_can_not_be_is_refused():
+    table = make_table()
+    with pytest.raises(ValueError, match="raise hot="):
+        HotTier(table, 20 << 10, CPU).attend(0, queries(table), 1.0)
+    with pytest.raises(ValueError, match="holds no page"):
+        HotTier(table, 1 << 10, CPU).attend(0, queries(table), 1.0)
+    plain = PageTable(Store(None), num_slots=1, page_tokens=16)
+    with pytest.raises(ValueError, match="mixed"):
+        HotTier(plain, 1 << 20, CPU)
