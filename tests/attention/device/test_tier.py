@@ -97,7 +97,7 @@ def test_a_step_is_the_engine_s(case, group):
     assert_same_step(table, tier, group)
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(
     tokens=st.integers(300, 900),
     rows=st.integers(1, 2),
@@ -112,6 +112,14 @@ def test_a_step_is_the_engine_s(case, group):
 def test_odd_steps(group, page_blocks, num_new, **shape):
     table = make_table(page_tokens=16 * page_blocks, **shape)
     assert_same_step(table, HotTier(table, 8 << 20, CPU), group, num_new)
+
+
+@pytest.mark.parametrize("case", ["true positions", "float16, compact", "other dims"])
+def test_a_step_of_the_kernels_is_the_engine_s(case):
+    table = make_table(**{"rows": 1} | CASES[case])
+    tier = HotTier(table, 8 << 20, CPU)
+    tier._backend = pytest.importorskip("stratakv.attention.device.kernels")
+    assert_same_step(table, tier, group=2)
 
 
 def test_a_small_tier_evicts_and_stays_right():
