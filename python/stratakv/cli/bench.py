@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from stratakv.cli import options
+from stratakv.cli import bench_gpu, options
 from stratakv.cli.errors import CommandError
 from stratakv.cli.models import LoadedModel, find_model, load
 from stratakv.cli.output import Output, format_count, table
@@ -29,7 +29,12 @@ WARM_UP_TOKENS = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bench`."""
+    """Adds the arguments of `bench`, and of `bench gpu`."""
+    subjects = parser.add_subparsers(dest="subject", metavar="gpu", help="measure this machine's GPU instead")
+    summary = "whether the kernels are right on this GPU, and how far they are from what it can do"
+    bench_gpu.configure(
+        subjects.add_parser("gpu", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    )
     parser.add_argument(
         "--context",
         type=options.positive,
@@ -49,6 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Fills both caches, times decoding in alternating rounds, reports medians and spread."""
+    if args.subject == "gpu":
+        return bench_gpu.run(args, out)
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
     from stratakv.hf.library import DynamicCache
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratakv.attention.device import reference
+from stratakv.attention.device.backend import backend_for
 from stratakv.attention.device.reads import Partial, Reads
 from stratakv.attention.device.turns import Turns
 from stratakv.cache.rotary import turn
@@ -143,3 +144,9 @@ def test_parts_that_saw_nothing_merge_to_zeros():
         merged = backend.merge(nothing)
         assert torch.equal(merged.output, torch.zeros(1, 2, 1, 8))
         assert (merged.log_sum == -torch.inf).all()
+
+
+def test_each_device_has_a_backend():
+    kernels = pytest.importorskip("stratakv.attention.device.kernels")
+    assert backend_for("cuda") is kernels
+    assert backend_for("cpu") is backend_for("mps") is reference
