@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import stratakv
-from stratakv import Selection
+from stratakv import Look, Selection
 from stratakv.hf.compat import cache_kwargs
 from tests.hf.test_contract import MODES, _run
 from tests.hf.test_selection import SMALL, last_logits, open_cache
@@ -65,7 +65,27 @@ def test_logits_are_the_engine_s_up_to_rounding():
         torch.testing.assert_close(hot, engine, rtol=1e-4, atol=1e-5)
 
 
-def test_padded_rows_and_focused_caches_are_read_as_without_it():
+@torch.inference_mode()
+def test_a_question_is_looked_up_as_by_the_engine():
+    model = build("llama")
+    ids = prompt(900)
+    found, logits = [], []
+    with stratakv.attach(model):
+        for make in (open_cache, open_hot):
+            with make(model, SMALL) as cache:
+                model(ids[:, :880], **cache_kwargs(cache))
+                found.append(cache.look(ids, Look(places=4, neighbours=1, own=2, budget=512)))
+                for token in ids[:, 880:].split(1, dim=1):
+                    out = model(token, **cache_kwargs(cache)).logits
+                logits.append(out)
+                shares = cache.attention_shares()
+                assert shares is not None
+                assert shares[:, :, found[-1]].count_nonzero() > 0
+    assert found[0] == found[1] != []
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_padded_rows_are_read_as_without_it():
     model = build("llama")
     ids = prompt(400, rows=2)
     mask = torch.ones_like(ids)

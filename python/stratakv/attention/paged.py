@@ -62,8 +62,11 @@ def paged_attention(
             return None
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     hot = snapshot.table.hot
+    is_hot = _is_for_device(query, snapshot, mask, causal, softcap)
     with torch.no_grad():
-        if hot is not None and _is_for_device(query, snapshot, mask, causal, softcap):
+        if hot is not None and not is_hot:
+            hot.forget(snapshot.slot)
+        if hot is not None and is_hot:
             snapshot.check()
             output = hot.attend(snapshot.slot, query.detach(), scale)
         elif causal and softcap is None and _is_for_engine(query, snapshot):

@@ -63,8 +63,20 @@ class DeviceTier(Protocol):
     def attend(self, slot: int, query_BQTD: Tensor, scale: float) -> Tensor:
         """Causal attention of the last T tokens: (B, Q, T, Dv)."""
 
+    def attended(self, slot: int) -> bool:
+        """Whether the slot's last attention was a step of this tier."""
+
+    def forget(self, slot: int) -> None:
+        """It was not."""
+
     def selected(self, slot: int) -> tuple[float, float] | None:
         """As `KvCache.selected`, of its own last step."""
+
+    def read_blocks(self, slot: int) -> list[list[list[int]]] | None:
+        """As `KvCache.read_blocks`."""
+
+    def read_shares(self, slot: int) -> list[list[list[float]]] | None:
+        """As `KvCache.read_shares`."""
 
     def stats(self) -> dict[str, Any]:
         """What it holds and counted."""
@@ -117,7 +129,9 @@ class PageTable:
         self.selection: Selection | None = None
         self.dense_prefill_below: float = math.inf
         self.trained_tokens = 0
-        self.is_focused = False
+        # What is read whatever is selected: for each row its blocks, and how many of its own a head reads.
+        self.focused: list[list[int]] = []
+        self.focus_own = 0
         self.hot: DeviceTier | None = None
 
     @property
@@ -192,15 +206,14 @@ class PageTable:
     def focus(self, rows: list[list[int]], own: int) -> None:
         """The body of `TieredCache.focus`, for every row; no rows for none."""
         self.native.focus(rows, own)
-        self.is_focused = bool(rows)
+        self.focused, self.focus_own = [sorted(set(blocks)) for blocks in rows], own
 
     def selected(self) -> tuple[float, float] | None:
         """Tokens that the last step read per head, and the estimated share of the mass that it did not.
 
         Both averaged over the slots; None where the step read everything.
         """
-        tier = self.native if self.hot is None else self.hot
-        slots = [tier.selected(slot) for slot in range(self.num_slots)]
+        slots = [self._reader(slot).selected(slot) for slot in range(self.num_slots)]
         known = [slot for slot in slots if slot is not None]
         if not known:
             return None
@@ -212,13 +225,18 @@ class PageTable:
 
         Blocks of 16 tokens, counted from the first token on, ascending; the last may be shorter.
         """
-        return self.native.read_blocks(slot)
+        return self._reader(slot).read_blocks(slot)
+
+    def _reader(self, slot: int) -> DeviceTier | _native.KvCache:
+        """Who attended last, and can tell what it read."""
+        return self.hot if self.hot is not None and self.hot.attended(slot) else self.native
 
     def attention_shares(self, row: int, length: int) -> Tensor | None:
         """The body of `TieredCache.attention_shares`, (L, H, N): N blocks of `length` tokens."""
         shares = []
         for slot in range(self.num_slots):
-            read, given = self.native.read_blocks(slot), self.native.read_shares(slot)
+            reader = self._reader(slot)
+            read, given = reader.read_blocks(slot), reader.read_shares(slot)
             if read is None or given is None:
                 return None
             shares_HN = torch.zeros(len(read[row]), -(-length // BLOCK_TOKENS))
@@ -235,18 +253,20 @@ class PageTable:
     def crop(self, length: int) -> None:
         """Forgets all tokens from `length` on, in every slot and row."""
         self.native.crop(length)
+        self.focused = [[block for block in row if block < length // BLOCK_TOKENS] for row in self.focused]
         self.epoch += 1
 
     def reorder(self, rows: list[int]) -> None:
         """Row i becomes what row `rows[i]` was."""
         self.native.reorder(rows)
+        self.focused = [self.focused[row] for row in rows] if self.focused else []
         self.epoch += 1
 
     def reset(self) -> None:
         """Forgets everything, row count and geometry too."""
         if self._kv is not None:
             self._kv.reset()
-        self.is_focused = False
+        self.focused = []
         self.geometry = [None] * self.num_slots
         self.epoch += 1
 
@@ -264,7 +284,7 @@ class PageTable:
         twin.selection = self.selection
         twin.dense_prefill_below = self.dense_prefill_below
         twin.trained_tokens = self.trained_tokens
-        twin.is_focused = self.is_focused
+        twin.focused, twin.focus_own = list(self.focused), self.focus_own
         twin.hot = None if self.hot is None else self.hot.fork(twin)
         return twin
 

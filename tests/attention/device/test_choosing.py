@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from stratakv.attention.device.choosing import Budget, choose, shares_of
 
 
-def by_rule(shares, budget):
+def by_rule(shares, budget, focus):
     """One head: the words of docs/selection.md, one block after the other."""
     count = len(shares)
     rank = [math.inf if math.isnan(share) else share for share in shares]
     sinks = min(budget.sinks, count)
     window = min(budget.window, count - sinks)
-    always = {*range(sinks), *range(count - window, count)}
+    always = {*range(sinks), *range(count - window, count), *(block for block in focus if block < count)}
     best = sorted((block for block in range(count) if block not in always), key=lambda block: -rank[block])
     wanted = max(budget.blocks - len(always), 0)
     most = max(int(budget.blocks * budget.growth) - len(always), wanted)
@@ -52,25 +52,29 @@ BUDGETS = st.builds(
 @given(
     budget=BUDGETS,
     num_blocks=st.integers(1, 40),
+    focus=st.lists(st.integers(0, 50), max_size=6),
     nans=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_the_engine_s_rule(budget, num_blocks, nans, seed):
+def test_the_engine_s_rule(budget, num_blocks, focus, nans, seed):
     generator = torch.Generator().manual_seed(seed)
     # Multiples of a power of two, each another: sums are exact in any order, and there are no ties.
     shares = torch.rand(2, 3, num_blocks, generator=generator).argsort(-1).float() + 1
     shares /= 2 ** (num_blocks * (num_blocks + 1) // 2).bit_length()
     if nans:
         shares[1, 1, num_blocks // 2] = torch.nan
-    choice = choose(shares, budget)
+    focus_BF = torch.tensor([focus, focus[::-1]], dtype=torch.int64) if focus else None
+    choice = choose(shares, budget, focus_BF)
     for row in range(2):
         for head in range(3):
             count = int(choice.counts[row, head])
-            expected = by_rule(shares[row, head].tolist(), budget)
+            expected = by_rule(shares[row, head].tolist(), budget, focus)
             assert choice.blocks[row, head, :count].tolist() == expected[0]
             assert choice.critical[row, head, :count].tolist() == expected[1]
             assert math.isclose(float(choice.unread[row, head]), expected[2], abs_tol=1e-6)
             assert not choice.critical[row, head, count:].any()
+            given = shares[row, head, expected[0]].nan_to_num(torch.inf)
+            assert torch.equal(choice.shares[row, head, :count], given)
 
 
 def test_shares_are_of_each_query_and_averaged():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,12 +63,12 @@ def assert_same_step(table, tier, group=1, num_new=1, slot=0):
     scale = query.shape[-1] ** -0.5
     found = tier.attend(slot, query, scale)
     assert_close(found, engine(table, query, scale, slot))
-    read = table.native.read_blocks(slot)
-    choice, tail_blocks = tier._layers[slot].choice, -(-tier._layers[slot].tail // 16)
-    for row, heads in enumerate(read):
-        for head, blocks in enumerate(heads):
-            count = int(choice.counts[row, head])
-            assert choice.blocks[row, head, :count].tolist() == blocks[: len(blocks) - tail_blocks]
+    assert tier.read_blocks(slot) == table.native.read_blocks(slot)
+    pairs = (tier.read_shares(slot), table.native.read_shares(slot))
+    for found, expected in zip(
+        *(itertools.chain(*itertools.chain(*shares)) for shares in pairs), strict=True
+    ):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert tier.selected(slot) == pytest.approx(table.native.selected(slot), rel=1e-4, abs=1e-6)
 
 
@@ -167,14 +169,38 @@ def test_cropped_grown_reordered_and_forked_tables_are_followed():
     assert_same_step(table, tier)
 
 
+@pytest.mark.parametrize("own", [0, 2])
+def test_a_focus_is_read_by_all_heads(own):
+    table = make_table(900, trained=256)
+    tier = HotTier(table, 8 << 20, CPU)
+    table.focus([[30, 7, 8, 7, 50], [0, 12]], own)
+    assert_same_step(table, tier, group=2)
+    table.reorder([1, 0])
+    assert_same_step(table, tier)
+    table.crop(640)  # before block 50 of what is row 1 now
+    assert_same_step(table, tier)
+    grow(table, 300)
+    assert_same_step(table, tier)
+    table.focus([], 0)
+    assert_same_step(table, tier)
+
+
+def test_what_was_read_is_forgotten_with_another_attention():
+    table = make_table()
+    tier = HotTier(table, 8 << 20, CPU)
+    assert tier.selected(0) is None
+    tier.attend(0, queries(table), 1.0)
+    assert tier.selected(0) is not None
+    tier.forget(0)
+    assert not tier.attended(0)
+    assert tier.selected(0) is tier.read_blocks(0) is tier.read_shares(0) is None
+
+
 def test_what_it_does_not_serve():
     table = make_table()
     tier = HotTier(table, 8 << 20, CPU)
     assert not tier.serves(0, 33, CPU)
     assert not tier.serves(0, 1, torch.device("meta"))
-    table.focus([[3], [4]], 1)
-    assert not tier.serves(0, 1, CPU)
-    table.focus([], 0)
     table.select(Selection(budget=512), 1 << 20)  # whole up to 1024 tokens
     assert not tier.serves(0, 1, CPU)
     table.select(None, 1 << 20)

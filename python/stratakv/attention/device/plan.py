@@ -28,7 +28,14 @@ class Plan:
     far_pages: int | None
 
     @classmethod
-    def of(cls, selection: Selection, trained_tokens: int, length: int, page_tokens: int) -> Plan:
+    def of(
+        cls,
+        selection: Selection,
+        trained_tokens: int,
+        length: int,
+        page_tokens: int,
+        focus_blocks: int | None = None,
+    ) -> Plan:
         """The step of the last of `length` tokens.
 
         Args:
@@ -36,19 +43,25 @@ class Plan:
             trained_tokens: longer contexts are numbered by what is read.
             length: tokens, the one that asks among them.
             page_tokens: tokens of a page.
+            focus_blocks: with a focus, what is read beside sinks and window, instead of a budget.
         """
         blocks = selection.native(trained_tokens)
         pages, tail = divmod(length, page_tokens)
         # The tokens of the tail count, and the token that asks is always read.
         tail_blocks = -(-tail // BLOCK_TOKENS)
         window = max(blocks["window"] - tail_blocks, 0 if tail else 1)
+        always = blocks["sinks"] + window
+        is_focused = focus_blocks is not None
         budget = Budget(
-            blocks=max(blocks["blocks"] - tail_blocks, blocks["sinks"] + window),
+            blocks=max(blocks["blocks"] - tail_blocks, always)
+            if focus_blocks is None
+            else always + focus_blocks,
             sinks=blocks["sinks"],
             window=window,
             critical=blocks["critical"],
-            unread=blocks["unread"],
-            growth=blocks["growth"],
+            # What a focus leaves unread is left on purpose.
+            unread=1.0 if is_focused else blocks["unread"],
+            growth=1.0 if is_focused else blocks["growth"],
         )
         is_compact = length > trained_tokens
         far_pages = max(trained_tokens // FAR_SHARE // page_tokens, 1) if is_compact else None

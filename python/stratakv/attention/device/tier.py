@@ -9,6 +9,7 @@ are read, F places that pages are scored from, D and Dv head dims.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,7 +77,6 @@ class HotTier:
         return (
             device == self.device
             and selection is not None
-            and not self.table.is_focused
             and num_new <= STEP_TOKENS_MAX
             and length >= self.table.page_tokens
             and not selection.reads_all_of(length)
@@ -96,18 +96,41 @@ class HotTier:
         output = torch.stack(steps, dim=3).view(num_rows, num_queries, num_new, -1)
         return output.to(query_BQTD.dtype)
 
+    def attended(self, slot: int) -> bool:
+        """Whether the slot's last attention was a step of this tier."""
+        return self._last(slot) is not None
+
+    def forget(self, slot: int) -> None:
+        """It was not: there is nothing to tell of it."""
+        if slot in self._layers:
+            self._layers[slot].last = None
+
     def selected(self, slot: int) -> tuple[float, float] | None:
         """As `KvCache.selected`: tokens per head, and the share of the mass that was not read."""
-        layer = self._layers.get(slot)
-        if layer is None or layer.choice is None:
+        last = self._last(slot)
+        if last is None:
             return None
-        tokens = layer.choice.counts.float().mean() * BLOCK_TOKENS + layer.tail
-        return float(tokens), float(layer.choice.unread.mean())
+        tokens = last.choice.counts.float().mean() * BLOCK_TOKENS + last.plan.tail
+        return float(tokens), float(last.choice.unread.mean())
+
+    def read_blocks(self, slot: int) -> list[list[list[int]]] | None:
+        """As `KvCache.read_blocks`: the blocks of each row and head, those of the tail among them."""
+        last = self._last(slot)
+        return None if last is None else last.lists(last.choice.blocks, last.tail_blocks)
+
+    def read_shares(self, slot: int) -> list[list[list[float]]] | None:
+        """As `KvCache.read_shares`."""
+        last = self._last(slot)
+        return None if last is None else last.lists(last.choice.shares, [0.0] * len(last.tail_blocks))
 
     def stats(self) -> dict[str, Any]:
         """Limit and used bytes, pages, hits, misses, evictions and copied bytes since the tier was made."""
         summaries = sum(layer.summaries.num_bytes for layer in self._layers.values())
         return {"device": str(self.device), **self._pools.stats(), "summary_bytes": summaries}
+
+    def _last(self, slot: int) -> _Last | None:
+        layer = self._layers.get(slot)
+        return None if layer is None else layer.last
 
     def _layer(self, slot: int) -> _Layer:
         layer = self._layers.get(slot)
@@ -119,17 +142,31 @@ class HotTier:
         """(B, H, G, Dv) float32 of one token, the last of `length`."""
         selection = self.table.selection
         assert selection is not None
-        plan = Plan.of(selection, self.table.trained_tokens, length, self.table.page_tokens)
+        table = self.table
+        plan = Plan.of(selection, table.trained_tokens, length, table.page_tokens, self._focus_blocks())
         layer.turns.grow(plan.longest_distance(layer.blocks_per_page) + 1)
         placed_BHGD = layer.turns.place(query_BHGD, plan.tail - 1)
-        choice = choose(shares_of(self._score(layer, query_BHGD, placed_BHGD, plan)), plan.budget)
-        layer.choice, layer.tail = choice, plan.tail
+        shares = shares_of(self._score(layer, query_BHGD, placed_BHGD, plan))
+        choice = choose(shares, plan.budget, self._focus_rows())
+        layer.last = _Last(choice, plan, layer.blocks_per_page)
         pools, reads = self._pools.fetch(self.table, layer.slot, choice, plan)
         part = self._backend.attend(placed_BHGD, pools, reads, layer.turns)
         if plan.tail:
             part = self._with_tail(layer, placed_BHGD, part, length - plan.tail, length)
         output: Tensor = part.output
         return output
+
+    def _focus_blocks(self) -> int | None:
+        """What a focused step reads beside sinks and window."""
+        rows = self.table.focused
+        return max(map(len, rows)) + self.table.focus_own if rows else None
+
+    def _focus_rows(self) -> Tensor | None:
+        """(B, F) blocks that all heads read, padded by what is past any context."""
+        rows = [torch.tensor(row, dtype=torch.int64) for row in self.table.focused]
+        if not rows:
+            return None
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1 << 40).to(self.device)
 
     def _score(self, layer: _Layer, query_BHGD: Tensor, placed_BHGD: Tensor, plan: Plan) -> Tensor:
         """(B, H, G, N) logarithms of estimated masses."""
@@ -158,6 +195,29 @@ class HotTier:
         return merged
 
 
+@dataclass(frozen=True)
+class _Last:
+    """What the last step of a slot read."""
+
+    choice: Choice
+    plan: Plan
+    blocks_per_page: int
+
+    @property
+    def tail_blocks(self) -> list[int]:
+        """Numbers of the blocks after the last whole page."""
+        first = self.plan.pages * self.blocks_per_page
+        return [*range(first, first + -(-self.plan.tail // BLOCK_TOKENS))]
+
+    def lists(self, values_BHK: Tensor, of_tail: list[Any]) -> list[list[list[Any]]]:
+        """What belongs to the blocks that each row and head read, and then what belongs to the tail."""
+        pairs = zip(values_BHK.tolist(), self.choice.counts.tolist(), strict=True)
+        return [
+            [values[:count] + of_tail for values, count in zip(heads, counts, strict=True)]
+            for heads, counts in pairs
+        ]
+
+
 class _Layer:
     """What a tier keeps for one slot of a table."""
 
@@ -171,5 +231,4 @@ class _Layer:
         self.turns = turns.setdefault(geometry.key_dim, Turns(table.rotary, geometry.key_dim, device))
         layout = SummaryLayout.of(table.rotary, geometry.key_dim)
         self.summaries = HotSummaries(table, slot, layout, device)
-        self.choice: Choice | None = None
-        self.tail = 0
+        self.last: _Last | None = None
