@@ -62,9 +62,7 @@ class HotPools:
         """
         pair = self._pair(table, slot)
         per_page = table.page_tokens // BLOCK_TOKENS
-        blocks_BHK, counts_BH, critical_BHK = (
-            part.cpu() for part in (choice.blocks, choice.counts, choice.critical)
-        )
+        blocks_BHK, critical_BHK, counts_BH = _on_host(choice)
         place_K = torch.arange(blocks_BHK.shape[-1])
         is_read_BHK = place_K < counts_BH[..., None]
         pages_BHK = (blocks_BHK // per_page).where(is_read_BHK, 0)
@@ -169,6 +167,13 @@ class _Pages:
 
         held = pool.hold(native.page_keys(self.slot, pages), read)
         return torch.full_like(self.numbers, -1).masked_scatter_(is_read, held[place_of])
+
+
+def _on_host(choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks (B, H, K), whether they are critical, and counts (B, H): the device is waited for once."""
+    packed = torch.cat([choice.blocks * 2 + choice.critical, choice.counts[..., None]], dim=-1).cpu()
+    blocks, counts = packed[..., :-1], packed[..., -1]
+    return blocks >> 1, (blocks & 1).bool(), counts
 
 
 def _critical_pages(selection: Selection, page_tokens: int) -> float:

@@ -92,14 +92,9 @@ def read_rows(pools: PlanePools, reads: Reads, part: str) -> Tensor:
     """(B, H, K, 16, D) float32: the "keys" or "values" of every block that is read, without its position."""
     dim = pools.key_dim if part == "keys" else pools.value_dim
     codes = _slices(pools.codes, pools.codes_layout, reads.slots, reads.within, part)
-    has_rest = (reads.residual_slots >= 0)[..., None, None]
-    if len(pools.residuals):
-        layout, slots = pools.residuals_layout, reads.residual_slots
-        packed = _slices(pools.residuals, layout, slots, reads.within, part)
-        rest = _byte_rest(packed) if pools.has_byte_residuals else _nibble_rest(packed)[..., :dim]
-        rest = rest.masked_fill(~has_rest, 0)
-    else:
-        rest = torch.zeros_like(codes, dtype=torch.int32)
+    packed = _slices(pools.residuals, pools.residuals_layout, reads.residual_slots, reads.within, part)
+    rest = _byte_rest(packed) if pools.has_byte_residuals else _nibble_rest(packed)[..., :dim]
+    rest = rest.masked_fill((reads.residual_slots < 0)[..., None, None], 0)
     scales = _token_scales(pools.codes, pools.codes_layout, reads.slots, reads.within, part)
     return restore(codes, rest, scales)
 

@@ -11,7 +11,7 @@ F places to score from.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -83,19 +83,6 @@ class SummaryLayout:
         """Largest magnitude of an element of a turned query: so many that sums fit the engine's integers."""
         return min(32767 // (6 * (self.num_slow // 4)), 127)
 
-    @cached_property
-    def hadamard(self) -> Tensor:
-        """(D, L): what turns a key or query into its turned slow elements."""
-        turn_LL = torch.zeros(self.num_slow, self.num_slow)
-        start = 0
-        while start < self.num_slow:
-            size = 1 << (self.num_slow - start).bit_length() - 1
-            turn_LL[start : start + size, start : start + size] = _hadamard(size)
-            start += size
-        matrix_DL = torch.zeros(self.key_dim, self.num_slow)
-        matrix_DL[list(self.slow)] = turn_LL[: len(self.slow)]
-        return matrix_DL
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -118,13 +105,27 @@ def arrange(queries_BHFGD: Tensor, layout: SummaryLayout) -> Asked:
     The turned slow elements are rounded to 8 bits, as the engine does: products with the 2-bit codes are then
     exact in float16 with float32 sums.
     """
-    slow = queries_BHFGD @ layout.hadamard.to(queries_BHFGD.device)
+    slow = queries_BHFGD @ _slow_turn(layout, queries_BHFGD.device)
     steps = slow.abs().amax(-1) / layout.largest_step
     inverse = torch.where(steps > 0, 1 / steps, 0.0)
     scaled = slow * inverse[..., None]
     # To nearest, halves away from zero.
     whole_numbers = torch.trunc(scaled + 0.5 * scaled.sign())
     return Asked(queries_BHFGD, whole_numbers.half(), steps)
+
+
+@lru_cache(maxsize=16)
+def _slow_turn(layout: SummaryLayout, device: torch.device) -> Tensor:
+    """(D, L): what turns a key or query into its turned slow elements, by the largest matrices that fit."""
+    turn_LL = torch.zeros(layout.num_slow, layout.num_slow)
+    start = 0
+    while start < layout.num_slow:
+        size = 1 << (layout.num_slow - start).bit_length() - 1
+        turn_LL[start : start + size, start : start + size] = _hadamard(size)
+        start += size
+    matrix_DL = torch.zeros(layout.key_dim, layout.num_slow)
+    matrix_DL[list(layout.slow)] = turn_LL[: len(layout.slow)]
+    return matrix_DL.to(device)
 
 
 def _hadamard(size: int) -> Tensor:

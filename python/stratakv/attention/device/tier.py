@@ -92,7 +92,9 @@ class HotTier:
         layer = self._layer(slot)
         query = query_BQTD.float().mul(scale).view(num_rows, layer.num_heads, -1, num_new, dim)
         first = self.table.length(slot) - num_new + 1
-        steps = [self._step(layer, query[..., t, :], first + t) for t in range(num_new)]
+        # Where Triton launches; other devices need nothing.
+        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            steps = [self._step(layer, query[..., t, :], first + t) for t in range(num_new)]
         output = torch.stack(steps, dim=3).view(num_rows, num_queries, num_new, -1)
         return output.to(query_BQTD.dtype)
 
