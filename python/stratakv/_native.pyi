@@ -374,6 +374,57 @@ class Engram:
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
+_Prepared: TypeAlias = tuple[int, int, int, dict[str, int], int, int]
+_Found: TypeAlias = tuple[float, float, float | None, float | None, str | None, int, int, int]
+
+FOREVER: int
+"""A time that never comes, in milliseconds since 1970."""
+
+def check_scope(scope: _Scope) -> None:
+    """Raises ValueError for a name that is none."""
+
+def prepare_memories(
+    scope: _Scope, drafts: list[_Draft], vectors: Any | None = None, *, now: int, dimension: int | None = None
+) -> list[_Prepared]:
+    """Checks drafts as `Engram.remember` does, for memories that are kept elsewhere.
+
+    Tells of each (valid from, valid to, recorded, stems of its words with their counts, traits, bytes of a
+    record). `dimension` is that of the vectors there, None where there are none. Raises ValueError.
+    """
+
+@final
+class Question:
+    """A query, for those who find memories themselves: its words, and the rank of what was found."""
+
+    BM25_K1: float
+    BM25_B: float
+    WINDOW: list[int]
+    """What a memory counts in a window by its distance; relative to the first."""
+
+    def __new__(
+        cls,
+        *,
+        text: str | None = None,
+        vector: Any | None = None,
+        k: int,
+        weights: dict[str, float] | None = None,
+        authors: list[str],
+        dimension: int | None = None,
+    ) -> Question:
+        """As `Engram.recall`; `authors` are those of what the scope covers, each once. Raises ValueError."""
+    @property
+    def words(self) -> dict[str, int]:
+        """Stems to look for, and how often each is asked for."""
+    @property
+    def pool(self) -> int:
+        """How many are to be rated of the nearest by window, and of the best by window and words."""
+    def rank(self, found: list[_Found]) -> list[tuple[int, float, dict[str, float]]]:
+        """Index, score and signals of what was found, the best first; of equal ones the later.
+
+        `found` has of each (BM25, BM25 of its window, cosine, cosine of its window, author, valid from,
+        traits, traits of the memory before it in its session), None for cosines that there are not.
+        """
+
 def simd_level() -> str:
     """The SIMD level that kernels use: "avx512", "avx2", "neon" or "scalar"."""
 

@@ -15,9 +15,9 @@ use stratakv_core::memory::{
 use crate::enter::enter;
 
 /// User, agent, project, session.
-type ScopeParts = (String, Option<String>, Option<String>, Option<String>);
+pub(crate) type ScopeParts = (String, Option<String>, Option<String>, Option<String>);
 /// Text, metadata, source, author, valid from, valid to, recorded, superseded.
-type DraftParts =
+pub(crate) type DraftParts =
     (String, String, Option<String>, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<u64>);
 /// As of, known at (milliseconds since 1970), whatever was recorded.
 type WhenParts = (Option<i64>, Option<i64>, bool);
@@ -28,7 +28,7 @@ pub(crate) struct Engram {
     engram: memory::Engram,
 }
 
-fn scope_of((user, agent, project, session): ScopeParts) -> Result<Scope> {
+pub(crate) fn scope_of((user, agent, project, session): ScopeParts) -> Result<Scope> {
     Scope::new(user, Names { agent, project, session })
 }
 
@@ -42,7 +42,7 @@ fn values_of(signals: &Signals) -> [f32; 9] {
 }
 
 /// The engine's weights, where they are not given by name.
-fn weights_of(given: BTreeMap<String, f32>) -> PyResult<Weights> {
+pub(crate) fn weights_of(given: BTreeMap<String, f32>) -> PyResult<Weights> {
     let mut weights = Weights::default();
     for (name, value) in given {
         let weight = match name.as_str() {
@@ -77,7 +77,7 @@ fn when_of(when: Option<WhenParts>) -> Option<When> {
 }
 
 /// Rows of a C-contiguous float32 buffer of this shape.
-fn rows_of(vectors: &Bound<'_, PyAny>, count: usize) -> PyResult<Vec<Vec<f32>>> {
+pub(crate) fn rows_of(vectors: &Bound<'_, PyAny>, count: usize) -> PyResult<Vec<Vec<f32>>> {
     let buffer = PyBuffer::<f32>::get(vectors)
         .map_err(|error| PyValueError::new_err(format!("vectors must be a float32 array: {error}")))?;
     let shape = buffer.shape();
@@ -118,15 +118,8 @@ impl Engram {
         drafts: Vec<DraftParts>,
         vectors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<u64>> {
-        let vectors = match vectors {
-            Some(vectors) => rows_of(vectors, drafts.len())?.into_iter().map(Some).collect(),
-            None => vec![None; drafts.len()],
-        };
-        enter(py, || {
-            let drafts = drafts.into_iter().zip(vectors);
-            let drafts: Vec<Draft> = drafts.map(|(parts, vector)| draft_of(parts, vector)).collect();
-            self.engram.remember(&scope_of(scope)?, &drafts)
-        })
+        let drafts = drafts_of(drafts, vectors)?;
+        enter(py, || self.engram.remember(&scope_of(scope)?, &drafts))
     }
 
     #[pyo3(signature = (scope, *, text=None, vector=None, k, when=None, weights=None))]
@@ -145,13 +138,9 @@ impl Engram {
         let query = Query { text, vector, k, when: when_of(when), weights };
         let user = scope.0.clone();
         let hits = enter(py, || self.engram.recall(&scope_of(scope)?, &query))?;
-        let told = hits.iter().map(|hit| {
-            let signals = PyDict::new(py);
-            for (name, value) in SIGNALS.iter().zip(values_of(&hit.signals)) {
-                signals.set_item(name, value)?;
-            }
-            Ok((tell(py, &user, &hit.memory)?, hit.score, signals))
-        });
+        let told = hits
+            .iter()
+            .map(|hit| Ok((tell(py, &user, &hit.memory)?, hit.score, tell_signals(py, &hit.signals)?)));
         PyList::new(py, told.collect::<PyResult<Vec<_>>>()?)
     }
 
@@ -238,6 +227,15 @@ impl Engram {
     }
 }
 
+/// Drafts with their vectors, a row of the buffer for each.
+pub(crate) fn drafts_of(drafts: Vec<DraftParts>, vectors: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Draft>> {
+    let vectors = match vectors {
+        Some(vectors) => rows_of(vectors, drafts.len())?.into_iter().map(Some).collect(),
+        None => vec![None; drafts.len()],
+    };
+    Ok(drafts.into_iter().zip(vectors).map(|(parts, vector)| draft_of(parts, vector)).collect())
+}
+
 fn draft_of(parts: DraftParts, vector: Option<Vec<f32>>) -> Draft {
     let (text, metadata, source, author, valid_from, valid_to, recorded, supersedes) = parts;
     Draft { text, metadata, source, author, vector, valid_from, valid_to, recorded, supersedes }
@@ -246,6 +244,15 @@ fn draft_of(parts: DraftParts, vector: Option<Vec<f32>>) -> Draft {
 fn tell_all<'py>(py: Python<'py>, user: &str, memories: &[Memory]) -> PyResult<Bound<'py, PyList>> {
     let told = memories.iter().map(|memory| tell(py, user, memory));
     PyList::new(py, told.collect::<PyResult<Vec<_>>>()?)
+}
+
+/// Signals by their names.
+pub(crate) fn tell_signals<'py>(py: Python<'py>, signals: &Signals) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, value) in SIGNALS.iter().zip(values_of(signals)) {
+        dict.set_item(name, value)?;
+    }
+    Ok(dict)
 }
 
 /// One memory without its vector.

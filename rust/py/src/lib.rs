@@ -7,6 +7,7 @@
 mod buffer;
 mod codec;
 mod doctor;
+mod elsewhere;
 mod engram;
 mod enter;
 mod error;
@@ -38,6 +39,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     codec::register(module)?;
     streams::register(module)?;
+    elsewhere::register(module)?;
     module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::simd_level, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::doctor, module)?)?;

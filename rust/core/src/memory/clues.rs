@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use super::fusion::Signals;
-use super::rows::{NONE, Row, Rows};
+use super::rows::{NONE, Rows};
 
 /// The memory has a vector.
 pub(crate) const HAS_VECTOR: u32 = 1;
@@ -70,6 +70,19 @@ fn day_of(word: &str) -> Option<u32> {
     digits.parse().ok().filter(|day| is_plain && (1..=31).contains(day))
 }
 
+/// What a memory shows besides its words.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    /// Who said it, by the number that the question's authors have.
+    pub(super) author: u32,
+    /// From when it is true, in milliseconds since 1970.
+    pub(super) valid_from: i64,
+    /// As of [`traits_of`].
+    pub(super) traits: u32,
+    /// Those of the memory before it in its session; 0 where there is none.
+    pub(super) traits_before: u32,
+}
+
 /// What a question asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Clues {
@@ -109,20 +122,30 @@ impl Clues {
         let here = rows.row(row);
         let previous = rows.turn(row).previous;
         let before = rows.get(previous).filter(|_| previous != NONE);
+        self.of_shown(&Shown {
+            author: here.author,
+            valid_from: here.valid_from,
+            traits: here.traits,
+            traits_before: before.map_or(0, |before| before.traits),
+        })
+    }
+
+    /// What a memory that shows this has of it.
+    pub(super) fn of_shown(&self, shown: &Shown) -> Signals {
         let share = |is_so: bool| if is_so { 1.0 } else { 0.0 };
         Signals {
-            author: share(self.author.is_some_and(|author| author == here.author)),
-            date: self.date_share(here),
-            asks: share(here.traits & ASKS != 0),
-            answers: share(before.is_some_and(|before| before.traits & HAS_QUESTION != 0)),
-            when: share(self.when && here.traits & SAYS_WHEN != 0),
+            author: share(self.author.is_some_and(|author| author == shown.author)),
+            date: self.date_share(shown.valid_from),
+            asks: share(shown.traits & ASKS != 0),
+            answers: share(shown.traits_before & HAS_QUESTION != 0),
+            when: share(self.when && shown.traits & SAYS_WHEN != 0),
             ..Signals::default()
         }
     }
 
-    /// Which share of the month, year and day that are asked for is the row's.
-    fn date_share(&self, row: &Row) -> f32 {
-        let (year, month, day) = date_of(row.valid_from);
+    /// Which share of the month, year and day that are asked for is that of a time.
+    fn date_share(&self, valid_from: i64) -> f32 {
+        let (year, month, day) = date_of(valid_from);
         let parts = [
             (self.months != 0).then_some(self.months & 1 << (month - 1) != 0),
             (!self.years.is_empty()).then(|| self.years.iter().any(|asked| i64::from(*asked) == year)),

@@ -3,13 +3,13 @@
 // The constants were found on conversations, see docs/memory.md.
 
 /// BM25's saturation of repeated words.
-pub(super) const BM25_K1: f32 = 0.9;
+pub const BM25_K1: f32 = 0.9;
 /// How far BM25 counts a long text's words for less.
-pub(super) const BM25_B: f32 = 0.4;
+pub const BM25_B: f32 = 0.4;
 
 /// What a memory counts in a window by its distance from the middle: in halves, as whole
-/// numbers of [`WINDOW_UNIT`].
-pub(super) const WINDOW: [u32; 4] = [WINDOW_UNIT, 4, 2, 1];
+/// numbers, of which the memory itself counts the first.
+pub const WINDOW: [u32; 4] = [WINDOW_UNIT, 4, 2, 1];
 /// What the memory itself counts in its window.
 pub(super) const WINDOW_UNIT: u32 = 8;
 

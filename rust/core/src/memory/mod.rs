@@ -10,6 +10,7 @@ mod bm25;
 mod clues;
 mod cosines;
 mod derived;
+mod elsewhere;
 mod engram;
 mod erase;
 mod fusion;
@@ -28,8 +29,9 @@ mod user;
 mod vectors;
 mod words;
 
+pub use elsewhere::{Found, Prepared, Question, Ranked, prepare};
 pub use engram::{Engram, EngramConfig, Stats};
-pub use fusion::{Signals, Weights};
+pub use fusion::{BM25_B, BM25_K1, Signals, WINDOW, Weights};
 pub(crate) use log::Place;
 pub use memory::{DIMENSION_MAX, Draft, FOREVER, METADATA_BYTES_MAX, Memory, Stored, TEXT_BYTES_MAX, When};
 pub use nearest::Progress;

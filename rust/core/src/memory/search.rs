@@ -1,7 +1,7 @@
 //! Recall: which of the memories that a scope covers answer a query.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::BinaryHeap;
 
 use super::bm25::{Corpus, Searched, TextScores};
 use super::clues::Clues;
@@ -43,6 +43,28 @@ impl Query {
     pub fn new(text: impl Into<String>, k: usize) -> Self {
         Self { text: Some(text.into()), vector: None, k, when: None, weights: Weights::default() }
     }
+
+    /// How many are rated of the nearest, and of the best by words.
+    pub(super) fn pool(&self) -> usize {
+        POOL_MIN.max(2 * self.k)
+    }
+
+    /// Whether it can be asked of a store whose vectors have so many elements.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub(super) fn check(&self, dimension: Option<usize>) -> Result<()> {
+        if self.text.is_none() && self.vector.is_none() {
+            return Err(Error::Invalid("a query needs a text, a vector, or both".into()));
+        }
+        if !(1..=RECALL_MAX).contains(&self.k) {
+            return Err(Error::Invalid(format!("k={}: accepted are 1 to {RECALL_MAX}", self.k)));
+        }
+        if !self.weights.are_usable() {
+            return Err(Error::Invalid("weights are finite numbers, and one at least is not 0".into()));
+        }
+        self.vector.as_deref().map_or(Ok(()), |vector| check_vector(vector, dimension))
+    }
 }
 
 /// A memory that was found.
@@ -57,10 +79,10 @@ pub struct Hit {
 }
 
 /// A row that may be given.
-struct Candidate {
-    score: f32,
-    row: u32,
-    signals: Signals,
+pub(super) struct Candidate {
+    pub(super) score: f32,
+    pub(super) row: u32,
+    pub(super) signals: Signals,
 }
 
 impl Ord for Candidate {
@@ -90,7 +112,7 @@ impl User {
     /// # Errors
     /// `Invalid`, `Io`.
     pub(super) fn recall(&mut self, scope: &Scope, query: &Query, now: i64) -> Result<Vec<Hit>> {
-        self.check(query)?;
+        query.check(self.home.dimension)?;
         if let Some(vector) = &query.vector {
             self.load_vectors(vector.len())?;
         }
@@ -113,12 +135,12 @@ impl User {
         let corpus = Corpus::of(&self.rows, &covered);
         let authors = self.rows.authors_of(&covered);
         let text = query.text.as_deref().unwrap_or_default();
-        let (words, clues) = (self.asked_words(text, &authors), Clues::of(text, &authors));
+        let (words, clues) = (self.words.asked(text, &authors), Clues::of(text, &authors));
         let visible = |row: u32| {
             let row = self.rows.row(row);
             covered[row.leaf as usize] && self.rows.is_present(row, &when, now)
         };
-        let pool = POOL_MIN.max(2 * query.k);
+        let pool = query.pool();
         let cosines = self.cosines(query, &covered, &corpus);
         let near = cosines.as_ref().map_or(Ok(Vec::new()), |all| self.nearest(all, pool, &visible))?;
         let searched = Searched { rows: &self.rows, index: &self.index, covered: &covered, corpus };
@@ -135,19 +157,6 @@ impl User {
         let vectors = self.vectors.as_ref()?;
         let cosines = Cosines::new(&self.rows, vectors, query.vector.as_ref()?, covered);
         Some(if self.asks_graph(corpus) { cosines } else { cosines.all() })
-    }
-
-    /// The words to look for. Authors' names are clues, not words, unless there are no others.
-    fn asked_words(&self, text: &str, authors: &[(u32, &str)]) -> HashMap<String, u32> {
-        let all = self.words.count(text);
-        let names: HashSet<String> =
-            authors.iter().flat_map(|(_, name)| self.words.count(name).into_keys()).collect();
-        let others: HashMap<String, u32> = all
-            .iter()
-            .filter(|(word, _)| !names.contains(*word))
-            .map(|(word, count)| (word.clone(), *count))
-            .collect();
-        if others.is_empty() { all } else { others }
     }
 
     fn asks_graph(&self, corpus: &Corpus) -> bool {
@@ -174,19 +183,6 @@ impl User {
         }
         rows.extend(cosines.nearest(graph.rows(), count, visible));
         Ok(rows)
-    }
-
-    fn check(&self, query: &Query) -> Result<()> {
-        if query.text.is_none() && query.vector.is_none() {
-            return Err(Error::Invalid("a query needs a text, a vector, or both".into()));
-        }
-        if !(1..=RECALL_MAX).contains(&query.k) {
-            return Err(Error::Invalid(format!("k={}: accepted are 1 to {RECALL_MAX}", query.k)));
-        }
-        if !query.weights.are_usable() {
-            return Err(Error::Invalid("weights are finite numbers, and one at least is not 0".into()));
-        }
-        query.vector.as_deref().map_or(Ok(()), |vector| check_vector(vector, self.home.dimension))
     }
 
     /// Reads the best from the log, stepping over those whose records do not hold any more.
@@ -227,11 +223,20 @@ impl Rated<'_> {
     /// Some rows as a heap, the best on top.
     fn rank(&self, rows: &[u32], weights: &Weights) -> BinaryHeap<Candidate> {
         let signals: Vec<Signals> = rows.iter().map(|row| self.signals(*row)).collect();
-        let ranges = Ranges::of(&signals);
-        let candidates = rows.iter().zip(&signals).map(|(row, signals)| {
-            let score = ranges.score(signals, weights);
-            Candidate { score, row: *row, signals: signals.told() }
-        });
-        candidates.collect()
+        ranked(rows.iter().copied(), &signals, weights)
     }
+}
+
+/// Rows with their signals as a heap, the best on top; of equal ones the later row.
+pub(super) fn ranked(
+    rows: impl Iterator<Item = u32>,
+    signals: &[Signals],
+    weights: &Weights,
+) -> BinaryHeap<Candidate> {
+    let ranges = Ranges::of(signals);
+    let candidates = rows.zip(signals).map(|(row, signals)| {
+        let score = ranges.score(signals, weights);
+        Candidate { score, row, signals: signals.told() }
+    });
+    candidates.collect()
 }

@@ -35,6 +35,19 @@ impl Words {
         counts
     }
 
+    /// The words to look for. Authors' names are clues, not words, unless there are no others.
+    pub(super) fn asked(&self, text: &str, authors: &[(u32, &str)]) -> HashMap<String, u32> {
+        let all = self.count(text);
+        let names: HashSet<String> =
+            authors.iter().flat_map(|(_, name)| self.count(name).into_keys()).collect();
+        let others: HashMap<String, u32> = all
+            .iter()
+            .filter(|(word, _)| !names.contains(*word))
+            .map(|(word, count)| (word.clone(), *count))
+            .collect();
+        if others.is_empty() { all } else { others }
+    }
+
     fn each(&self, text: &str, mut visit: impl FnMut(&str)) {
         let mut word = String::new();
         // One character more ends the last word.

@@ -1,6 +1,7 @@
 //! The whole room against plain models, on disks in memory.
 
 mod clues;
+mod elsewhere;
 mod erased;
 mod graph;
 mod model;
