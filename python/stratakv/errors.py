@@ -25,6 +25,13 @@ class AlreadyCoveredError(StrataError, ValueError):
     """
 
 
+class DatabaseError(StrataError, OSError):
+    """A database of memories can't be reached, or can't be used as it is.
+
+    The message says what to do, and has no password.
+    """
+
+
 class RefusedError(StrataError, ValueError):
     """A text has a secret or personal data that the memory's policy refuses; nothing was stored.
 
@@ -39,6 +46,7 @@ class PagesLostWarning(UserWarning):
 __all__ = [
     "AlreadyCoveredError",
     "CorruptError",
+    "DatabaseError",
     "DiskFullError",
     "LockedError",
     "MemoryNotFoundError",

@@ -19,8 +19,8 @@ def _texts(recalled):
     return [one.text for one in recalled]
 
 
-def test_the_example_of_the_design(tmp_path):
-    memory = stratakv.Engram.open(tmp_path, embedder=None)
+def test_the_example_of_the_design(place):
+    memory = stratakv.Engram.open(place, embedder=None)
     memory.remember("We chose Postgres over MySQL because of JSONB", user="ana", project="shop")
     found = memory.recall("did we choose postgres?", user="ana", k=5)
     assert _texts(found) == ["We chose Postgres over MySQL because of JSONB"]
@@ -41,12 +41,12 @@ def test_meaning_finds_what_words_do_not(memory):
     assert len(memory.recall("nothing in common", user="ana", k=3)) == 3
 
 
-def test_it_is_there_after_reopening(tmp_path, embedder):
-    with Engram.open(tmp_path, embedder=embedder) as memory:
+def test_it_is_there_after_reopening(place, embedder):
+    with Engram.open(place, embedder=embedder) as memory:
         number = memory.remember(
             "a fact", user="ana", agent="a", session="s", metadata={"ü": [1, None]}, source="turn 7"
         )
-    with Engram.open(tmp_path, embedder=embedder) as memory:
+    with Engram.open(place, embedder=embedder) as memory:
         (found,) = memory.list(user="ana")
         assert (found.id, found.text, found.source) == (number, "a fact", "turn 7")
         assert (found.scope.agent, found.scope.session, found.metadata) == ("a", "s", {"ü": [1, None]})
@@ -175,38 +175,40 @@ def test_what_is_not_accepted(memory, call, message):
     assert list(memory.list(user="ana", past=True)) == []
 
 
-def test_one_embedder_for_all(tmp_path, embedder):
-    with Engram.open(tmp_path, embedder=embedder) as memory:
+def test_one_embedder_for_all(place, embedder):
+    with Engram.open(place, embedder=embedder) as memory:
         memory.remember("We chose Postgres", user="ana")
     other = FunctionEmbedder(function=embedder.function, identity="other", dimension=3)
     with pytest.raises(SettingsMismatchError, match=r'embedded by "meanings" \(3 elements\), not by "other"'):
-        Engram.open(tmp_path, embedder=other)
+        Engram.open(place, embedder=other)
     with pytest.warns(UserWarning, match="by their words alone"):
-        plain = Engram.open(tmp_path, embedder=None)
+        plain = Engram.open(place, embedder=None)
     assert _texts(plain.recall("postgres", user="ana")) == ["We chose Postgres"]
     assert plain.stats(user="ana")["embedder"] == "meanings"
     plain.close()
     wrong = FunctionEmbedder(function=lambda texts: np.zeros((1, 2)), identity="meanings", dimension=3)
     with (
-        Engram.open(tmp_path, embedder=wrong) as memory,
+        Engram.open(place, embedder=wrong) as memory,
         pytest.raises(ValueError, match=r"gave shape \(1, 2\), expected \(1, 3\)"),
     ):
         memory.recall("x", user="ana")
     with pytest.raises(ValueError, match="embedder='fast': accepted are 'auto'"):
-        Engram.open(tmp_path, embedder="fast")
+        Engram.open(place, embedder="fast")
 
 
-def test_the_second_process_is_told_who_has_it(tmp_path, memory):
+def test_the_second_process_is_told_who_has_it(tmp_path, embedder):
+    memory = Engram.open(tmp_path, embedder=embedder)
     code = (
         "import sys\nfrom stratakv.engram import Engram\nfrom stratakv.errors import LockedError\n"
         "try: Engram.open(sys.argv[1], embedder=None)\n"
         "except LockedError as error: print(error)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "memory")]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "is in use by process" in done.stdout
     with pytest.raises(LockedError):
-        Engram.open(tmp_path / "memory", embedder=None)
+        Engram.open(tmp_path, embedder=None)
+    memory.close()
 
 
 def test_async_twins(memory):

@@ -28,13 +28,13 @@ def _plain(memories):
     return [replace(one, closed=None) for one in memories]
 
 
-def test_everything_comes_back(tmp_path, embedder):
-    with Engram.open(tmp_path / "a", embedder=embedder) as memory:
+def test_everything_comes_back(tmp_path, make_place, embedder):
+    with Engram.open(make_place(), embedder=embedder) as memory:
         _story(memory)
         assert memory.export(tmp_path / "ana.jsonl", user="ana") == 5
         before = list(memory.list(user="ana", past=True))
     assert (tmp_path / "ana.jsonl").stat().st_mode & 0o777 == 0o600
-    with Engram.open(tmp_path / "b", embedder=embedder) as memory:
+    with Engram.open(make_place(), embedder=embedder) as memory:
         assert memory.import_(tmp_path / "ana.jsonl") == 5
         after = list(memory.list(user="ana", past=True))
         assert _plain(after) == _plain(before)

@@ -38,6 +38,12 @@ def test_only_hf_imports_transformers(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_one_file_imports_the_database_driver(path):
+    is_driver = path == PACKAGE / "engram" / "postgres" / "driver.py"
+    assert is_driver or not any(_uses(path, name) for name in ("psycopg", "psycopg_pool", "pgvector"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_points_back(path):
     """cli -> hf -> attention -> cache -> _native; hf -> nn; cli -> train -> nn."""
     for order in (["cache", "attention", "hf", "cli"], ["nn", "hf", "cli"], ["nn", "train", "cli"]):

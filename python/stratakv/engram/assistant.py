@@ -15,10 +15,10 @@ from itertools import compress, groupby
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from stratakv import _native
 from stratakv.engram.audit import AuditedEngine, AuditLog
 from stratakv.engram.context import Context, Profile, context_of, profile_of
 from stratakv.engram.embedders import Embedder
+from stratakv.engram.engine import Engine
 from stratakv.engram.engram import Engram, count_tokens
 from stratakv.engram.facts import KINDS, STANDING, TURN, Extractor, Fact, kind_of, metadata_of
 from stratakv.engram.journal import Journal
@@ -73,7 +73,7 @@ class AssistantMemory(Engram):
 
     def __init__(
         self,
-        native: _native.Engram,
+        engine: Engine,
         embedder: Embedder | None,
         *,
         directory: Path,
@@ -84,12 +84,12 @@ class AssistantMemory(Engram):
         durable: bool,
         background: bool,
     ) -> None:
-        audited = native if audit is None else cast("_native.Engram", AuditedEngine(native, audit))
+        audited = engine if audit is None else cast("Engine", AuditedEngine(engine, audit))
         super().__init__(audited, embedder)
         self._policy = policy
         self._audit = audit
         # For what the memory asks itself, which is nobody's read.
-        self._unaudited = Engram(native, embedder)
+        self._unaudited = Engram(engine, embedder)
         self._known = Known(lambda user: self._unaudited.list(user=user))
         self._journal = Journal(directory / "turns", durable=durable)
         self._observer = Observer(
@@ -149,7 +149,7 @@ class AssistantMemory(Engram):
                 AuditLog(directory / "audit", bytes_max=audit_bytes, files_max=audit_files) if audit else None
             )
             return cls(
-                engram._native,
+                engram._engine,
                 engram.embedder,
                 directory=directory,
                 policy=Policy() if policy is None else policy,
@@ -468,7 +468,7 @@ class AssistantMemory(Engram):
         scope = Scope(user=user)
         for number in numbers:
             with contextlib.suppress(MemoryNotFoundError):  # forgotten since
-                self._known.add(Memory.of(self._unaudited._native.get(scope.parts(), number)))
+                self._known.add(Memory.of(self._unaudited._engine.get(scope.parts(), number)))
 
     def _allowed_draft(self, draft: Any, scope: Scope, masked: Counter[str]) -> Any:
         """A draft as it may be stored."""

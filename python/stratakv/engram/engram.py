@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from stratakv import _native
 from stratakv.engram import minilm, transfer
 from stratakv.engram.embedders import Embedder, embed
+from stratakv.engram.engine import Draft, Engine, When, is_url, open_engine
 from stratakv.engram.memory import Memory, Recalled, Scope
 from stratakv.engram.times import to_ms
 from stratakv.sizes import parse_bytes
@@ -25,7 +25,6 @@ CHUNK = 512
 BUDGET_CANDIDATES = 200
 
 _T = TypeVar("_T")
-_Draft = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]
 
 
 def count_tokens(text: str) -> int:
@@ -43,8 +42,8 @@ class Engram:
     Use `Engram.open`.
     """
 
-    def __init__(self, native: _native.Engram, embedder: Embedder | None) -> None:
-        self._native = native
+    def __init__(self, engine: Engine, embedder: Embedder | None) -> None:
+        self._engine = engine
         self._embedder = embedder
 
     @classmethod
@@ -75,14 +74,15 @@ class Engram:
         else:
             chosen = embedder
         identity = None if chosen is None else (chosen.identity, chosen.dimension)
-        native = _native.Engram(Path(path).expanduser(), embedder=identity, durable=durable)
-        if chosen is None and native.embedder is not None:
+        engine = open_engine(path, embedder=identity, durable=durable)
+        if chosen is None and engine.embedder is not None:
+            shown = "the database" if is_url(path) else path
             warnings.warn(
-                f"the memories in {path} have vectors of {native.embedder[0]!r}; opened without an embedder, "
-                "they are found by their words alone, and new ones get no vector",
+                f"the memories in {shown} have vectors of {engine.embedder[0]!r}; opened without an "
+                "embedder, they are found by their words alone, and new ones get no vector",
                 stacklevel=2,
             )
-        return cls(native, chosen)
+        return cls(engine, chosen)
 
     @property
     def embedder(self) -> Embedder | None:
@@ -197,7 +197,7 @@ class Engram:
         vector = None if self._embedder is None else embed(self._embedder, [query])
         default = 5 if tokens is None else BUDGET_CANDIDATES
         when = (to_ms(as_of, name="as_of"), to_ms(known_at, name="known_at"), False)
-        hits = self._native.recall(
+        hits = self._engine.recall(
             scope.parts(),
             text=query,
             vector=vector,
@@ -253,7 +253,7 @@ class Engram:
         scope = Scope(user=user, agent=agent, project=project, session=session)
         time = to_ms(datetime.now(UTC) if valid_to is None else valid_to, name="valid_to")
         assert time is not None
-        self._native.end(scope.parts(), id, time)
+        self._engine.end(scope.parts(), id, time)
 
     def forget(
         self,
@@ -283,7 +283,7 @@ class Engram:
             raise ValueError("pass the numbers of what is to be erased, or everything=True")
         scope = Scope(user=user, agent=agent, project=project, session=session)
         chosen = [ids] if isinstance(ids, int) else ids
-        return self._native.forget(scope.parts(), None if chosen is None else list(chosen))
+        return self._engine.forget(scope.parts(), None if chosen is None else list(chosen))
 
     def retain(
         self,
@@ -313,7 +313,7 @@ class Engram:
         if max_age is not None and max_age < timedelta(0):
             raise ValueError(f"max_age={max_age}: expected a time of 0 or more")
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        return self._native.retain(
+        return self._engine.retain(
             scope.parts(),
             age_ms_max=None if max_age is None else max_age // timedelta(milliseconds=1),
             count_max=max_count,
@@ -335,7 +335,7 @@ class Engram:
             MemoryNotFoundError: no such memory in the scope.
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        return [Memory.of(told) for told in self._native.history(scope.parts(), id)]
+        return [Memory.of(told) for told in self._engine.history(scope.parts(), id)]
 
     def list(
         self,
@@ -363,9 +363,9 @@ class Engram:
         when = (to_ms(as_of, name="as_of"), to_ms(known_at, name="known_at"), past)
         return self._list(scope, when)
 
-    def _list(self, scope: Scope, when: tuple[int | None, int | None, bool]) -> Iterator[Memory]:
+    def _list(self, scope: Scope, when: When) -> Iterator[Memory]:
         after = 0
-        while told := self._native.list(scope.parts(), when=when, after=after, limit=CHUNK):
+        while told := self._engine.list(scope.parts(), when=when, after=after, limit=CHUNK):
             yield from map(Memory.of, told)
             after = told[-1]["id"]
 
@@ -383,8 +383,8 @@ class Engram:
         user's file, `damaged` (stretches of it that could not be read), `embedder` (its identity, or None).
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        stored = self._native.embedder
-        return {**self._native.stats(scope.parts()), "embedder": None if stored is None else stored[0]}
+        stored = self._engine.embedder
+        return {**self._engine.stats(scope.parts()), "embedder": None if stored is None else stored[0]}
 
     def optimize(self, *, user: str, progress: Callable[[int, int], object] | None = None) -> None:
         """Builds the index that finds near vectors among very many memories of a user.
@@ -400,13 +400,13 @@ class Engram:
         scope = Scope(user=user)
         done, total = -1, 0
         while done < total:
-            done, total = self._native.optimize(scope.parts())
+            done, total = self._engine.optimize(scope.parts())
             if progress is not None:
                 progress(done, total)
 
     def users(self) -> builtins.list[str]:
         """Everybody who has memories here: for the directory's owner."""
-        return self._native.users()
+        return self._engine.users()
 
     def export(self, path: str | os.PathLike[str], *, user: str) -> int:
         """Writes all of a user's memories, past ones too, as JSON Lines; how many.
@@ -453,21 +453,21 @@ class Engram:
             if memory.closed is not None and memory.valid_to is not None and key not in replaced:
                 ms = to_ms(memory.valid_to, name="valid_to")
                 assert ms is not None
-                self._native.end(memory.scope.parts(), numbers[key], ms)
+                self._engine.end(memory.scope.parts(), numbers[key], ms)
 
-    def _remember(self, scope: Scope, drafts: Sequence[_Draft]) -> builtins.list[int]:
+    def _remember(self, scope: Scope, drafts: Sequence[Draft]) -> builtins.list[int]:
         vectors = None
         if self._embedder is not None:
             vectors = embed(self._embedder, [draft[0] for draft in drafts])
-        return self._native.remember(scope.parts(), list(drafts), vectors)
+        return self._engine.remember(scope.parts(), list(drafts), vectors)
 
     def flush(self) -> None:
         """Makes everything durable that `durable=False` has not."""
-        self._native.flush()
+        self._engine.flush()
 
     def close(self) -> None:
         """Flushes and gives the directory back. Closing twice is no error."""
-        self._native.close()
+        self._engine.close()
 
     def __enter__(self) -> Engram:
         return self
@@ -523,7 +523,7 @@ def _draft(
     valid_to: datetime | None = None,
     recorded: datetime | None = None,
     supersedes: int | None = None,
-) -> _Draft:
+) -> Draft:
     times = (
         to_ms(valid_from, name="valid_from"),
         to_ms(valid_to, name="valid_to"),
@@ -538,7 +538,7 @@ def _draft(
     return (text, encoded, source, author, *times, supersedes)
 
 
-def _again(memory: Memory, numbers: Mapping[tuple[str, int], int]) -> _Draft:
+def _again(memory: Memory, numbers: Mapping[tuple[str, int], int]) -> Draft:
     """The draft of a memory that was exported."""
     old = None if memory.supersedes is None else numbers.get((memory.scope.user, memory.supersedes))
     return _draft(

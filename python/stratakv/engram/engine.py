@@ -1,0 +1,112 @@
+"""What keeps memories, as `Engram` needs it: the engine of files, or one over a database."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from stratakv import _native
+
+# User, agent, project, session.
+ScopeParts: TypeAlias = tuple[str, str | None, str | None, str | None]
+# Text, metadata, source, author, valid from, valid to, recorded, superseded number.
+Draft: TypeAlias = tuple[str, str, str | None, str | None, int | None, int | None, int | None, int | None]
+# As of, known at, whatever was recorded.
+When: TypeAlias = tuple[int | None, int | None, bool]
+# A memory by the names of `_native.Engram`.
+Told: TypeAlias = dict[str, Any]
+
+
+class Engine(Protocol):
+    """Keeps memories and finds them; `_native.Engram` in the stub says what each call does and raises.
+
+    Every call but `users`, `flush` and `close` takes a scope, and neither tells nor changes what it does
+    not cover. Calls may come from any thread.
+    """
+
+    @property
+    def embedder(self) -> tuple[str, int] | None:
+        """Identity and dimension of what made the vectors."""
+
+    def remember(
+        self, scope: ScopeParts, drafts: builtins.list[Draft], vectors: Any | None = None
+    ) -> builtins.list[int]:
+        """Stores drafts, all or none of them, with vectors float32 (N, D); their numbers."""
+
+    def recall(
+        self,
+        scope: ScopeParts,
+        *,
+        text: str | None = None,
+        vector: Any | None = None,
+        k: int,
+        when: When | None = None,
+        weights: dict[str, float] | None = None,
+    ) -> builtins.list[tuple[Told, float, dict[str, float]]]:
+        """The best `k`: memory, score and signals; `vector` is float32 (1, D)."""
+
+    def get(self, scope: ScopeParts, id: int) -> Told:
+        """One memory, past or present."""
+
+    def list(
+        self, scope: ScopeParts, *, when: When | None = None, after: int = 0, limit: int
+    ) -> builtins.list[Told]:
+        """Memories whose numbers are larger than `after`, in order."""
+
+    def history(self, scope: ScopeParts, id: int) -> builtins.list[Told]:
+        """All versions of a memory, the oldest first."""
+
+    def end(self, scope: ScopeParts, id: int, valid_to: int) -> None:
+        """Notes that a memory is true until `valid_to` only."""
+
+    def forget(self, scope: ScopeParts, ids: builtins.list[int] | None = None) -> int:
+        """Erases memories with all their versions, or all of the scope; how many records went."""
+
+    def retain(
+        self,
+        scope: ScopeParts,
+        *,
+        age_ms_max: int | None = None,
+        count_max: int | None = None,
+        bytes_max: int | None = None,
+    ) -> int:
+        """Erases what is beyond the limits, the oldest first; how many records went."""
+
+    def optimize(self, scope: ScopeParts) -> tuple[int, int]:
+        """Takes a step of indexing the user's vectors; (done, total) memories."""
+
+    def stats(self, scope: ScopeParts) -> dict[str, int]:
+        """`memories`, `present`, `vectors`, `log_bytes` and `damaged`."""
+
+    def users(self) -> builtins.list[str]:
+        """Everybody who has memories, sorted."""
+
+    def flush(self) -> None:
+        """Makes everything durable."""
+
+    def close(self) -> None:
+        """Flushes, and lets go of everything. Closing twice is no error."""
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is the address of a database rather than a directory."""
+    return isinstance(place, str) and "://" in place
+
+
+def open_engine(place: str | os.PathLike[str], *, embedder: tuple[str, int] | None, durable: bool) -> Engine:
+    """The engine of a directory or of a database.
+
+    Raises:
+        LockedError: another process has the directory open.
+        SettingsMismatchError: the vectors there are another embedder's.
+        DatabaseError: the database can't be used; the message says what to do.
+        ImportError: what speaks with the database is not installed.
+        ValueError: an address that is none.
+    """
+    if not is_url(place):
+        return _native.Engram(Path(place).expanduser(), embedder=embedder, durable=durable)
+    from stratakv.engram.postgres import PostgresEngine  # noqa: PLC0415  # of an extra
+
+    return PostgresEngine.open(str(place), embedder=embedder, durable=durable)
