@@ -374,6 +374,17 @@ class Engram:
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
+@final
+class DirectoryLock:
+    """A directory for this process alone, as `Engram` has its own; gone with the process.
+
+    Raises LockedError where another one has it, OSError.
+    """
+
+    def __new__(cls, directory: str | PathLike[str]) -> DirectoryLock: ...
+    def release(self) -> None:
+        """Gives it back. Releasing twice is no error."""
+
 _Prepared: TypeAlias = tuple[int, int, int, dict[str, int], int, int]
 _Found: TypeAlias = tuple[float, float, float | None, float | None, str | None, int, int, int]
 

@@ -43,7 +43,8 @@ impl Question {
         let vector = vector.map(|vector| rows_of(vector, 1).map(|mut rows| rows.remove(0))).transpose()?;
         let weights = weights_of(weights.unwrap_or_default())?;
         let query = Query { text, vector, k, when: None, weights };
-        enter(py, || memory::Question::new(&query, &authors, dimension)).map(|question| Self { question })
+        enter(py, move || memory::Question::new(&query, &authors, dimension))
+            .map(|question| Self { question })
     }
 
     #[getter]

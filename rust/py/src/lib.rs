@@ -12,6 +12,7 @@ mod engram;
 mod enter;
 mod error;
 mod kv_cache;
+mod lock;
 mod policy;
 mod rows;
 mod store;
@@ -36,6 +37,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<policy::Policy>()?;
     module.add_class::<engram::Engram>()?;
     module.add_class::<rows::RowFile>()?;
+    module.add_class::<lock::DirectoryLock>()?;
     error::register(module)?;
     codec::register(module)?;
     streams::register(module)?;
