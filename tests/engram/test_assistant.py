@@ -26,9 +26,18 @@ def _open(path, **options):
     return AssistantMemory.open(path, **options)
 
 
+@pytest.fixture(params=["files", "postgres"])
+def open_memory(request, tmp_path):
+    """Opens one memory: in files, or in PostgreSQL with a directory beside it."""
+    place, options = tmp_path / "memory", {}
+    if request.param == "postgres":
+        place, options = request.getfixturevalue("database"), {"directory": place}
+    return lambda: _open(place, **options)
+
+
 @pytest.fixture
-def memory(tmp_path):
-    with _open(tmp_path / "memory") as memory:
+def memory(open_memory):
+    with open_memory() as memory:
         yield memory
 
 
@@ -340,7 +349,7 @@ class TestForgetting:
 
 
 class TestSecrets:
-    def test_every_way_to_write_is_looked_at(self, tmp_path, memory):
+    def test_every_way_to_write_is_looked_at(self, tmp_path, open_memory, memory):
         card = "4111 1111 1111 1111"
         first = memory.remember(card, user="ana", metadata={"note": card}, source=card, author=card)
         memory.remember_many([card], user="ana", metadata=[{card: 1}])
@@ -353,7 +362,7 @@ class TestSecrets:
         memory.close()
         files = [file for file in (tmp_path / "memory").rglob("*") if file.is_file()]
         assert not any(b"4111" in file.read_bytes() for file in files)
-        with _open(tmp_path / "memory") as memory:
+        with open_memory() as memory:
             assert [one.text for one in memory.list(user="bob")] == ["[card number]"]
             masked = [entry["masked"] for entry in memory.audit() if "masked" in entry]
         assert {"card": 4} in masked

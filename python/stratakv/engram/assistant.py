@@ -15,10 +15,11 @@ from itertools import compress, groupby
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from stratakv import _native
 from stratakv.engram.audit import AuditedEngine, AuditLog
 from stratakv.engram.context import Context, Profile, context_of, profile_of
 from stratakv.engram.embedders import Embedder
-from stratakv.engram.engine import Engine
+from stratakv.engram.engine import Engine, Shared, is_url
 from stratakv.engram.engram import Engram, count_tokens
 from stratakv.engram.facts import KINDS, STANDING, TURN, Extractor, Fact, kind_of, metadata_of
 from stratakv.engram.journal import Journal
@@ -77,6 +78,7 @@ class AssistantMemory(Engram):
         embedder: Embedder | None,
         *,
         directory: Path,
+        lock: _native.DirectoryLock | None,
         policy: Policy,
         extractor: Extractor | None,
         salience_min: float,
@@ -90,7 +92,9 @@ class AssistantMemory(Engram):
         self._audit = audit
         # For what the memory asks itself, which is nobody's read.
         self._unaudited = Engram(engine, embedder)
-        self._known = Known(lambda user: self._unaudited.list(user=user))
+        self._lock = lock
+        change = engine.change if isinstance(engine, Shared) else None
+        self._known = Known(lambda user: self._unaudited.list(user=user), change)
         self._journal = Journal(directory / "turns", durable=durable)
         self._observer = Observer(
             self._journal,
@@ -108,6 +112,7 @@ class AssistantMemory(Engram):
         cls,
         path: str | os.PathLike[str],
         *,
+        directory: str | os.PathLike[str] | None = None,
         embedder: Embedder | Literal["auto"] | None = "auto",
         durable: bool = True,
         policy: Policy | None = None,
@@ -118,10 +123,13 @@ class AssistantMemory(Engram):
         audit_files: int = 8,
         background: bool = True,
     ) -> AssistantMemory:
-        """Opens a directory of memories, creating it where it is missing. Turns that waited are gone on with.
+        """Opens memories, as `Engram.open`. Turns that waited are gone on with.
 
         Args:
-            path: the directory; private to its owner. An Engram's can be opened so, and the other way round.
+            path: the directory, private to its owner, or a database's address. An Engram's can be opened so,
+                and the other way round.
+            directory: with a database, where this process, and no other, has turns that wait and its audit
+                log.
             embedder: as `Engram.open`.
             durable: as `Engram.open`; for observed turns too.
             policy: what is done with secrets and personal data; `Policy()` if not given.
@@ -134,24 +142,25 @@ class AssistantMemory(Engram):
             background: whether a thread works through observed turns; else `drain` does.
 
         Raises:
-            LockedError: another process has it open.
+            LockedError: another process has the directory open.
             SettingsMismatchError: its vectors are another embedder's.
+            DatabaseError: the database can't be used; the message says what to do.
             ValueError: an argument that is not accepted.
         """
         if isinstance(extractor, str) and extractor != "rules":
             raise ValueError(f"extractor={extractor!r}: accepted are 'rules', None, or an Extractor")
         if not 0 <= salience_min <= 1:
             raise ValueError(f"salience_min={salience_min}: expected 0 to 1")
-        directory = Path(path).expanduser()
-        engram = Engram.open(directory, embedder=embedder, durable=durable)
+        home, lock = _home_of(path, directory)
+        engram = None
         try:
-            log = (
-                AuditLog(directory / "audit", bytes_max=audit_bytes, files_max=audit_files) if audit else None
-            )
+            engram = Engram.open(path, embedder=embedder, durable=durable)
+            log = AuditLog(home / "audit", bytes_max=audit_bytes, files_max=audit_files) if audit else None
             return cls(
                 engram._engine,
                 engram.embedder,
-                directory=directory,
+                directory=home,
+                lock=lock,
                 policy=Policy() if policy is None else policy,
                 extractor=RuleExtractor() if isinstance(extractor, str) else extractor,
                 salience_min=salience_min,
@@ -160,7 +169,10 @@ class AssistantMemory(Engram):
                 background=background,
             )
         except BaseException:
-            engram.close()
+            if engram is not None:
+                engram.close()
+            if lock is not None:
+                lock.release()
             raise
 
     @property
@@ -410,6 +422,8 @@ class AssistantMemory(Engram):
         super().close()
         if self._audit is not None:
             self._audit.close()
+        if self._lock is not None:
+            self._lock.release()
 
     async def aobserve(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Observed:
         """As `observe`, in a thread."""
@@ -573,6 +587,25 @@ class _Writer:
         found = self._memory._unaudited.recall(text, user=turns[0].user, k=CONTEXT_CANDIDATES)
         facts = [one.memory for one in found if kind_of(one.memory.metadata) in KINDS]
         return facts[:LIKE_COUNT]
+
+
+def _home_of(
+    place: str | os.PathLike[str], directory: str | os.PathLike[str] | None
+) -> tuple[Path, _native.DirectoryLock | None]:
+    """Where files are that are no memories, and the lock on it; an engine of files has a lock of its own."""
+    if not is_url(place):
+        if directory is not None:
+            raise ValueError(
+                f"directory={str(directory)!r} is for memories in a database; {place} is a directory"
+            )
+        return Path(place).expanduser(), None
+    if directory is None:
+        raise ValueError(
+            "memories in a database need directory=, where this process has turns that wait and its audit log"
+        )
+    home = Path(directory).expanduser()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home, _native.DirectoryLock(home)
 
 
 def _draft_of_turn(turn: Turn) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from stratakv import _native
 
@@ -88,6 +88,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Flushes, and lets go of everything. Closing twice is no error."""
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """An engine whose memories other processes change too."""
+
+    def change(self, user: str) -> int:
+        """A number that is another one after every write of a user's memories."""
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:

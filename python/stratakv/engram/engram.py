@@ -33,11 +33,11 @@ def count_tokens(text: str) -> int:
 
 
 class Engram:
-    """Long-term memory in a directory: durable, apart for each user, found by words and by meaning.
+    """Long-term memory in a directory or a database: apart for each user, found by words and by meaning.
 
     Every call is about one user, and where it says so about an agent, a project or a session of the user's;
-    it neither tells nor changes anything else. One process has a directory open at a time. Calls may come
-    from any thread.
+    it neither tells nor changes anything else. One process has a directory open at a time, any number a
+    database. Calls may come from any thread.
 
     Use `Engram.open`.
     """
@@ -54,18 +54,21 @@ class Engram:
         embedder: Embedder | Literal["auto"] | None = "auto",
         durable: bool = True,
     ) -> Engram:
-        """Opens a directory of memories, creating it where it is missing.
+        """Opens memories, making a directory, or the tables of a database, where they are missing.
 
         Args:
-            path: the directory; private to its owner.
+            path: the directory, private to its owner; or the address of a PostgreSQL database with pgvector,
+                "postgresql://user@host/database".
             embedder: what makes vectors. "auto" is `MiniLM` where its wheel is installed, else None:
                 memories are found by their words alone then.
             durable: whether a call that remembers comes back only when a power cut can't undo it.
 
         Raises:
-            LockedError: another process has it open.
+            LockedError: another process has the directory open.
             SettingsMismatchError: its vectors are another embedder's.
-            ValueError: another `embedder` text.
+            DatabaseError: the database can't be used; the message says what to do.
+            ImportError: with an address, where `stratakv[postgres]` is not installed.
+            ValueError: another `embedder` text, or an address that is none.
         """
         if isinstance(embedder, str):
             if embedder != "auto":

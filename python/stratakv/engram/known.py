@@ -13,6 +13,7 @@ from stratakv.engram.memory import Memory, Scope
 
 @dataclass
 class _User:
+    change: int = 0
     facts: dict[int, tuple[Memory, Wording]] = field(default_factory=dict)
     turns: set[str] = field(default_factory=set)
 
@@ -22,10 +23,15 @@ class Known:
 
     Args:
         read: the present memories of a user.
+        change: a number that is another one after every write of a user's memories, where other processes
+            write too: what was read is read again then.
     """
 
-    def __init__(self, read: Callable[[str], Iterable[Memory]]) -> None:
+    def __init__(
+        self, read: Callable[[str], Iterable[Memory]], change: Callable[[str], int] | None = None
+    ) -> None:
         self._read = read
+        self._change = change
         self._users: dict[str, _User] = {}
         self._lock = threading.RLock()
 
@@ -101,8 +107,9 @@ class Known:
 
     def _user(self, name: str) -> _User:
         user = self._users.get(name)
-        if user is None:
-            user = _User()
+        change = 0 if self._change is None else self._change(name)
+        if user is None or user.change != change:
+            user = _User(change)
             for memory in self._read(name):
                 _add(user, memory)
             self._users[name] = user

@@ -49,7 +49,7 @@ PRETEND = (
         (
             "old",
             "SELECT 'vector'::name AS name, '0.4.4' AS default_version, NULL::text AS installed_version",
-            "has pgvector 0.4.4, needed is 0.8 or later: .* ALTER EXTENSION vector UPDATE",
+            "has pgvector 0.4.4, needed is 0.7 or later: .* ALTER EXTENSION vector UPDATE",
         ),
     ],
 )

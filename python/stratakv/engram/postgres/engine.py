@@ -152,6 +152,12 @@ class PostgresEngine:
         with self._connections.reading() as cursor:
             return [row[0] for row in cursor.execute(queries.USERS).fetchall()]
 
+    def change(self, user: str) -> int:
+        """A number that is another one after every write of a user's memories."""
+        with self._connections.reading() as cursor:
+            row = cursor.execute(queries.CHANGE, (user,)).fetchone()
+        return 0 if row is None else int(row[0])
+
     def flush(self) -> None:
         """Makes everything durable that `durable=False` has not."""
         if not self._durable:

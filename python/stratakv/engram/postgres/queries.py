@@ -106,6 +106,8 @@ FROM memories m LEFT JOIN vectors USING (owner, id)
 WHERE {covers}
 """).format(present=_PRESENT, covers=_COVERS)
 
+CHANGE = "SELECT change FROM users WHERE name = %s"
+
 USERS = _SQL('SELECT name FROM users ORDER BY name COLLATE "C"')
 
 # What is rated of a query, by number: the visible memories whose windows have most of the words, and those
@@ -134,14 +136,13 @@ WITH hit AS (
     FROM around JOIN asked USING (word) JOIN memories m USING (scope, place)
     WHERE {covers} AND {present}
     GROUP BY m.id
-), distance AS MATERIALIZED (
-    SELECT owner, id, window_direction <#> %(vector)s::halfvec AS distance
-    FROM vectors
-    WHERE owner = %(owner)s AND %(vector)s::halfvec IS NOT NULL
 ), near AS (
-    SELECT id
-    FROM distance JOIN memories m USING (owner, id)
-    WHERE {covers} AND {present}
+    SELECT id FROM (
+        SELECT id, v.window_direction <#> %(vector)s::halfvec AS distance
+        FROM vectors v JOIN memories m USING (owner, id)
+        WHERE v.owner = %(owner)s AND %(vector)s::halfvec IS NOT NULL AND {covers} AND {present}
+        OFFSET 0  -- so that distances are sorted, and not vectors
+    ) AS seen
     ORDER BY distance
     LIMIT %(pool)s
 ), pool AS (

@@ -15,8 +15,8 @@ from stratakv.errors import DatabaseError, SettingsMismatchError
 
 # What this program makes and reads. A change of TABLES is a new number, and a way there from the one before.
 VERSION = 1
-# The first pgvector that goes on searching an index until enough is found that a filter lets through.
-PGVECTOR_MIN = (0, 8)
+# The first pgvector with vectors of 16 bits.
+PGVECTOR_MIN = (0, 7)
 # pgvector's bound for vectors of 16 bits.
 DIMENSION_MAX = 16_000
 IDENTITY_BYTES_MAX = 1024
@@ -34,11 +34,15 @@ CREATE TABLE stratakv.settings (
     dimension integer
 );
 
+CREATE SEQUENCE stratakv.changes;
+
 -- Locked by whoever writes a user's memories.
 CREATE TABLE stratakv.users (
     owner bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
-    next_id bigint NOT NULL
+    next_id bigint NOT NULL,
+    -- Another number after every write.
+    change bigint NOT NULL DEFAULT nextval('stratakv.changes')
 );
 
 -- A scope that memories were written to, and what it holds, past versions included.

@@ -25,10 +25,10 @@ _SQL = psycopg.sql.SQL
 # Locks the user's row, and takes numbers; undone with all else where the call fails.
 _TAKE = _SQL("""
 INSERT INTO users (name, next_id) VALUES (%(user)s, 1 + %(count)s)
-ON CONFLICT (name) DO UPDATE SET next_id = users.next_id + %(count)s
+ON CONFLICT (name) DO UPDATE SET next_id = users.next_id + %(count)s, change = nextval('changes')
 RETURNING owner, next_id - %(count)s, {now}
 """).format(now=queries.NOW)
-_LOCK = "SELECT owner FROM users WHERE name = %s FOR UPDATE"
+_LOCK = "UPDATE users SET change = nextval('changes') WHERE name = %s"
 
 _FIND_SCOPE = """
 SELECT number FROM scopes
