@@ -137,12 +137,14 @@ WITH hit AS (
     WHERE {covers} AND {present}
     GROUP BY m.id
 ), near AS (
-    SELECT id FROM (
-        SELECT id, v.window_direction <#> %(vector)s::halfvec AS distance
-        FROM vectors v JOIN memories m USING (owner, id)
-        WHERE v.owner = %(owner)s AND %(vector)s::halfvec IS NOT NULL AND {covers} AND {present}
-        OFFSET 0  -- so that distances are sorted, and not vectors
-    ) AS seen
+    SELECT m.id
+    FROM (
+        SELECT id, window_direction <#> %(vector)s::halfvec AS distance
+        FROM vectors
+        WHERE owner = %(owner)s AND scope = ANY(%(scopes)s) AND %(vector)s::halfvec IS NOT NULL
+        OFFSET 0  -- so that distances are joined and sorted, and not vectors
+    ) AS seen JOIN memories m ON m.id = seen.id
+    WHERE {covers} AND {present}
     ORDER BY distance
     LIMIT %(pool)s
 ), pool AS (

@@ -102,10 +102,12 @@ CREATE TABLE stratakv.words (
 CREATE TABLE stratakv.vectors (
     owner bigint NOT NULL,
     id bigint NOT NULL,
+    scope bigint NOT NULL,
     direction halfvec NOT NULL,
     window_direction halfvec NOT NULL,
     PRIMARY KEY (owner, id)
 );
+CREATE INDEX ON stratakv.vectors (scope);
 
 -- The planner's statistics keep samples of columns, also of what is forgotten since: none of these.
 ALTER TABLE stratakv.users ALTER name SET STATISTICS 0;

@@ -62,8 +62,8 @@ COPY memories (owner, id, scope, place, text, metadata, source, author, valid_fr
     closed_to, closed, supersedes, fact, words, window_words, traits, bytes) FROM STDIN
 """
 _WORDS = "COPY words (owner, word, id, count) FROM STDIN"
-_VECTORS = "COPY vectors (owner, id, direction, window_direction) FROM STDIN (FORMAT BINARY)"
-_VECTOR_TYPES = ("int8", "int8", "halfvec", "halfvec")
+_VECTORS = "COPY vectors (owner, id, scope, direction, window_direction) FROM STDIN (FORMAT BINARY)"
+_VECTOR_TYPES = ("int8", "int8", "int8", "halfvec", "halfvec")
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _store(cursor: Cursor, owner: int, new: Sequence[_New]) -> None:
         copy.set_types(_VECTOR_TYPES)
         for one, directions in zip(new, joined.directions, strict=True):
             if directions is not None:
-                copy.write_row((owner, one.id, *directions))
+                copy.write_row((owner, one.id, home.scope, *directions))
     authors = sorted({one.draft[3] for one in new if one.draft[3] is not None})
     totals = (len(new), sum(words), joined.added_window_words)
     cursor.execute(_COUNT, (*totals, authors, owner, home.scope))
