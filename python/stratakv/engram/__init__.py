@@ -1,4 +1,4 @@
-"""Engram: long-term memory in a directory, found by words and by meaning."""
+"""Engram: long-term memory in a directory or a database, found by words and by meaning."""
 
 from stratakv.engram.assistant import AssistantMemory, Observed
 from stratakv.engram.context import Context, Profile

@@ -268,7 +268,7 @@ class Engram:
         session: str | None = None,
         everything: bool = False,
     ) -> int:
-        """Erases memories, with all versions of each, from every file; how many records went.
+        """Erases memories, with all versions of each, from every file or table; how many records went.
 
         Args:
             ids: one number or several; or None together with `everything`.

@@ -166,8 +166,11 @@ class PostgresEngine:
 
     def close(self) -> None:
         """Closes the connections. Closing twice is no error."""
-        if not self._connections.is_closed:
+        if self._connections.is_closed:
+            return
+        try:
             self.flush()
+        finally:
             self._connections.close()
 
     @property

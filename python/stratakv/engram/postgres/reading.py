@@ -15,9 +15,6 @@ from stratakv.engram.postgres.driver import pgvector, psycopg
 from stratakv.engram.postgres.windows import STEPS, UNIT, UNITS, directions
 from stratakv.errors import MemoryNotFoundError
 
-# What libpq takes for "all of them".
-NO_LIMIT = None
-
 
 def some(cursor: Cursor, covered: Covered, ids: list[int]) -> list[Told]:
     """Those of some memories that are covered, by their numbers."""
@@ -90,7 +87,7 @@ def _mean(total: float, rows: int) -> float:
 
 
 def _tell(
-    cursor: Cursor, covered: Covered, query: psycopg.sql.Composed, limit: int | None = NO_LIMIT, **given: Any
+    cursor: Cursor, covered: Covered, query: psycopg.sql.Composed, limit: int | None = None, **given: Any
 ) -> list[Told]:
     rows = cursor.execute(query, covered.named() | given | {"limit": limit}).fetchall()
     return [_told(covered.user, row) for row in rows]

@@ -18,7 +18,7 @@ _LAST = "SELECT coalesce(max(place), -1) FROM memories WHERE owner = %s AND scop
 _NEIGHBOURS = """
 SELECT id, memories.words, memories.window_words, direction
 FROM memories LEFT JOIN vectors USING (owner, id)
-WHERE owner = %s AND scope = %s
+WHERE owner = %s AND memories.scope = %s
 ORDER BY place DESC
 LIMIT %s
 """
