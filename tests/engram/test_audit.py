@@ -94,7 +94,7 @@ def test_ranges():
 def test_every_call_of_the_engine_is_noted_and_no_text(tmp_path):
     log = AuditLog(tmp_path / "audit")
     engram = Engram.open(tmp_path / "memory", embedder=None)
-    memory = Engram(AuditedEngine(engram._native, log), None)
+    memory = Engram(AuditedEngine(engram._engine, log), None)
     first, second = memory.remember_many(["a xylophone", "a trumpet"], user="ana", project="shop")
     memory.recall("which xylophone?", user="ana")
     newer = memory.update(first, "a newer xylophone", user="ana")

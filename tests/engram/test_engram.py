@@ -154,6 +154,8 @@ def test_many_are_listed_in_order(memory):
         (lambda m: m.remember("x", user=""), "user is empty"),
         (lambda m: m.remember("x", user=None), "user=None: expected text"),
         (lambda m: m.remember("x", user="a\0b"), "no NUL"),
+        (lambda m: m.recall("x", user="a\0b"), "no NUL"),
+        (lambda m: m.forget(user="a\0b", everything=True), "no NUL"),
         (lambda m: m.remember("x", user="ana", metadata={"a": object()}), "what JSON holds"),
         (lambda m: m.remember("x", user="ana", valid_from=datetime(2024, 1, 1)), "no time zone"),
         (lambda m: m.remember("x", user="ana", valid_to=datetime(1999, 1, 1, tzinfo=UTC)), "is not after"),

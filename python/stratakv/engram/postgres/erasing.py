@@ -13,7 +13,7 @@ from stratakv.engram.postgres import sessions
 from stratakv.engram.postgres.connections import Cursor
 from stratakv.engram.postgres.covered import Covered
 from stratakv.engram.postgres.reading import not_found
-from stratakv.engram.postgres.writing import lock
+from stratakv.engram.postgres.writing import locked
 
 _FACTS = "SELECT id, fact FROM memories WHERE owner = %s AND scope = ANY(%s) AND id = ANY(%s)"
 _OF_FACTS = "SELECT id FROM memories WHERE owner = %s AND scope = ANY(%s) AND fact = ANY(%s)"
@@ -57,8 +57,7 @@ def forget(cursor: Cursor, scope: ScopeParts, ids: list[int] | None) -> int:
     Raises:
         MemoryNotFoundError: one is not covered, and nothing is erased.
     """
-    lock(cursor, scope[0])
-    covered = Covered.of(cursor, scope)
+    covered = locked(cursor, scope)
     named = (covered.owner, list(covered.scopes))
     if ids is None:
         return _erase(cursor, covered, _column(cursor, _ALL, named))
@@ -84,8 +83,7 @@ def retain(
     """
     if age_ms_max is None and count_max is None and bytes_max is None:
         raise ValueError("a limit of age, count or bytes is needed")
-    lock(cursor, scope[0])
-    covered = Covered.of(cursor, scope)
+    covered = locked(cursor, scope)
     oldest = None if age_ms_max is None else covered.now - age_ms_max
     limits = {"oldest": oldest, "count_max": count_max, "bytes_max": bytes_max}
     return _erase(cursor, covered, _column(cursor, _BEYOND, covered.named() | limits))

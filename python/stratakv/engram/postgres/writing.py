@@ -7,7 +7,7 @@ other, numbers are given once, and a memory is superseded once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,9 +104,17 @@ class _New:
         return sum(self.words.values())
 
 
-def lock(cursor: Cursor, user: str) -> None:
-    """Waits until nobody else writes a user's memories, and keeps others waiting."""
-    cursor.execute(_LOCK, (user,))
+def locked(cursor: Cursor, scope: ScopeParts) -> Covered:
+    """What a scope covers, once nobody else writes the user's memories; who wants to waits for us then.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    _native.check_scope(scope)
+    is_there = cursor.execute(_LOCK, (scope[0],)).rowcount
+    covered = Covered.of(cursor, scope)
+    # A user who was new a moment ago is not locked, and so nothing of it is changed.
+    return covered if is_there else replace(covered, owner=0, scopes=())
 
 
 def remember(
@@ -150,8 +158,7 @@ def end(cursor: Cursor, scope: ScopeParts, id: int, valid_to: int) -> None:
         MemoryNotFoundError: it is not covered.
         ValueError: it was superseded, or begins later.
     """
-    lock(cursor, scope[0])
-    covered = Covered.of(cursor, scope)
+    covered = locked(cursor, scope)
     row = cursor.execute(_ENDED, (covered.owner, list(covered.scopes), id)).fetchone()
     if row is None:
         raise not_found(covered, id)
