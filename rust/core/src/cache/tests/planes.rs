@@ -6,7 +6,7 @@ use super::rotary::{assert_near, query, reference, rotary, rotated};
 use super::*;
 use crate::Error;
 use crate::attend::{Inline, Pool};
-use crate::cache::{Bias, Mask, Selection};
+use crate::cache::{Bias, Mask, Plane, Selection};
 use crate::codec::{RowShape, decode_rows, encode_rows, restore_rows};
 use crate::rotary::{Rotary, Turns};
 use crate::score::{BLOCK_TOKENS, Budget, Choice, Guard};
@@ -271,4 +271,41 @@ fn planes_without_a_rotary_are_refused() {
     assert!(refused(plain).contains("without positions"));
     let odd = CacheConfig { page_tokens: 40, ..in_planes(&rotary(4, false)) };
     assert!(refused(odd).contains("multiple of 16"));
+}
+
+#[test]
+fn copies_of_planes_have_the_scales_that_both_planes_share() {
+    let mut cache = KvCache::new(store(), in_planes(&rotary(4, false))).unwrap();
+    grow(&mut cache, 0..100, [2, 16, 8], DType::Bf16);
+    let pages = [(0, 2), (0, 0)];
+    let copy = |cache: &mut KvCache, plane| {
+        let mut out = vec![0; pages.len() * cache.plane_bytes(0, plane).unwrap()];
+        cache.copy_planes(0, &pages, plane, &mut out).unwrap();
+        out
+    };
+    let from_residuals = copy(&mut cache, Plane::Codes);
+    cache.select(Some(selection(4, 0.5))).unwrap();
+    let mut summaries = vec![0; cache.summaries_shape(0, 3).unwrap().iter().product()];
+    cache.copy_summaries(0, 0, 3, &mut summaries, &Inline).unwrap();
+    assert!(summaries.iter().any(|byte| *byte != 0));
+    let codes = copy(&mut cache, Plane::Codes);
+    assert_eq!(codes, from_residuals, "a chapter has the scales of its pages");
+    let residuals = copy(&mut cache, Plane::Residuals);
+    let heads = |plane: &[u8]| plane.chunks_exact(plane.len() / 4).map(<[u8]>::to_vec).collect::<Vec<_>>();
+    for (codes, residuals) in heads(&codes).iter().zip(heads(&residuals)) {
+        assert_eq!(codes[..2 * PAGE_TOKENS], residuals[..2 * PAGE_TOKENS]);
+        assert_eq!(codes.len(), PAGE_TOKENS * (2 + 16 + 8));
+    }
+}
+
+#[test]
+fn copies_of_what_is_not_there_are_refused() {
+    let mut cache = KvCache::new(store(), in_planes(&rotary(4, false))).unwrap();
+    grow(&mut cache, 0..100, [1, 8, 8], DType::Bf16);
+    let message = |result: crate::Result<()>| result.unwrap_err().to_string();
+    let mut page = vec![0; cache.plane_bytes(0, Plane::Codes).unwrap()];
+    assert!(message(cache.copy_planes(0, &[(0, 3)], Plane::Codes, &mut page)).contains("3 whole ones"));
+    assert!(message(cache.copy_planes(0, &[(0, 0)], Plane::Residuals, &mut page)).contains("expected"));
+    assert!(message(cache.copy_summaries(0, 0, 3, &mut [], &Inline)).contains("select"));
+    assert!(cache.page_keys(0, &[(1, 0)]).is_err());
 }
