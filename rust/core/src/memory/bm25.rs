@@ -224,13 +224,12 @@ impl TextScores {
         if deferred.is_empty() {
             return;
         }
-        let Some(others) = others else {
-            deferred.iter().for_each(|word| self.count_word(searched, word, false));
-            return;
-        };
-        let rated: Vec<u32> = self.promising().chain(others.iter().copied()).collect();
+        let rated: Vec<u32> =
+            others.iter().flat_map(|others| self.promising().chain(others.iter().copied())).collect();
         self.mark_near(searched.rows, &rated, true);
-        deferred.iter().for_each(|word| self.count_word(searched, word, true));
+        for word in &deferred {
+            self.count_word(searched, word, others.is_some());
+        }
         self.mark_near(searched.rows, &rated, false);
     }
 
