@@ -12,9 +12,12 @@ use std::collections::HashMap;
 use super::fusion::{BM25_B, BM25_K1, WINDOW_UNIT};
 use super::rows::Rows;
 use super::text::{Postings, TextIndex};
+use crate::simd::prefetch;
 
 /// A word that this many times as many rows have as are wanted is worth leaving for later.
 const COMMON: usize = 8;
+/// Rows from the one at hand to the one that is asked for, since they are far apart in memory.
+const AHEAD: usize = 8;
 /// Sums of float32 are compared with a bound of theirs.
 const SLACK: f32 = 1.001;
 
@@ -143,7 +146,9 @@ pub(super) struct TextScores {
     least: f32,
     /// Rows near those that are rated, while deferred words are counted.
     near: Vec<bool>,
-    /// Places of the windows that the word at hand is in.
+    /// Rows that have the word at hand, and how often.
+    having: Vec<(u32, u32)>,
+    /// Places of the windows that it is in.
     middles: Vec<u32>,
     /// Scores among which the least one is looked for.
     windows: Vec<f32>,
@@ -244,9 +249,13 @@ impl TextScores {
         let (rows, corpus) = (searched.rows, &searched.corpus);
         let (mean, mean_window) = (corpus.mean_words(), corpus.mean_window_words());
         let mut middles = std::mem::take(&mut self.middles);
-        for (row, count) in searched.having(&asked.word) {
-            if only_near && !self.near[row as usize] {
-                continue;
+        let mut having = std::mem::take(&mut self.having);
+        having.clear();
+        having.extend(searched.having(&asked.word).filter(|(row, _)| !only_near || self.near[*row as usize]));
+        for (index, (row, count)) in having.iter().copied().enumerate() {
+            if let Some((later, _)) = having.get(index + AHEAD) {
+                rows.prefetch_window(*later);
+                prefetch(&self.places[*later as usize..=*later as usize]);
             }
             let words = rows.turn(row).words as f32;
             self.score_of(rows, row).1.turn += asked.weight * saturated(count as f32, words, mean);
@@ -265,7 +274,7 @@ impl TextScores {
             let count = words_of(std::mem::take(&mut score.units));
             score.window += asked.weight * saturated(count, score.words, mean_window);
         }
-        self.middles = middles;
+        (self.middles, self.having) = (middles, having);
     }
 
     /// A row's score, and its place.

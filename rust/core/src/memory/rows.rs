@@ -7,6 +7,7 @@ use super::fusion::WINDOW;
 use super::log::Place;
 use super::memory::{FOREVER, Stored, When};
 use super::scope::Names;
+use crate::simd::prefetch;
 
 /// No memory.
 pub(super) const NONE: u32 = u32::MAX;
@@ -129,6 +130,13 @@ impl Rows {
 
     pub(super) fn turn(&self, row: u32) -> &Turn {
         &self.turns[row as usize]
+    }
+
+    /// Asks for what a walk through a row's window reads, if its session's rows stand together.
+    pub(super) fn prefetch_window(&self, row: u32) {
+        let row = row as usize;
+        let (start, end) = (row.saturating_sub(WINDOW.len() - 1), row + WINDOW.len());
+        prefetch(&self.turns[start..end.min(self.turns.len())]);
     }
 
     /// A row, if there is one.

@@ -76,19 +76,18 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
-/// Asks for the cache lines of some bytes that are read soon, where stable Rust offers that; see
+/// Asks for the cache lines of some values that are read soon, where stable Rust offers that; see
 /// [`Simd::prefetch`].
 #[inline]
-pub(crate) fn prefetch(bytes: &[u8]) {
+pub(crate) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(CACHE_LINE) {
+    for line in (0..size_of_val(values)).step_by(CACHE_LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: part of the architecture, and it reads nothing.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
-        }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().cast::<i8>().wrapping_add(line)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+    let _ = values;
 }
 
 /// Vectors of float32 of one instruction set.
