@@ -51,3 +51,8 @@ def test_debug_shows_the_traceback(run, tmp_path):
     assert code == 1
     assert "Traceback" in err
     assert "absent.txt" in err
+
+
+def test_a_message_that_says_what_to_install_needs_no_hint():
+    message = "memories in PostgreSQL need psycopg: pip install 'stratakv[postgres]'"
+    assert explain(ImportError(message)) == (message, None)

@@ -54,6 +54,27 @@ def test_what_is_remembered_is_recalled_with_its_history(memory):
     assert memory("list", "--as-of", "2024-06-01") == [memory("list")[0]]
 
 
+def test_memories_in_a_database_are_those_of_a_directory(run, run_json, tmp_path, database):
+    where = ("--user", "ana", "--database", database, "--directory", tmp_path / "home")
+    number = run_json("memory", "remember", "We use Postgres", "--embedder", "none", *where)["id"]
+    (found,) = run_json("memory", "recall", "what do we use?", "--embedder", "none", *where)
+    assert (found["id"], found["text"]) == (number, "We use Postgres")
+    run_json("memory", "forget", number, *where)
+    assert run_json("memory", "list", *where) == []
+    assert (tmp_path / "home" / "audit").is_dir()
+    assert "no memories of ana in the database" in run("memory", "list", *where)[2]
+
+
+def test_an_address_that_nobody_answers_at_is_an_error_without_its_password(run, tmp_path):
+    pytest.importorskip("psycopg_pool", reason="memories in PostgreSQL need stratakv[postgres]")
+    address = f"postgresql://ana:hunter2@/none?host={tmp_path}"
+    where = ("--database", address, "--directory", tmp_path / "home")
+    code, out, err = run("memory", "list", "--user", "ana", *where)
+    assert code == 1
+    assert "can't connect to postgresql://ana@" in err
+    assert "hunter2" not in err + out
+
+
 def test_what_always_holds_is_in_the_profile(memory):
     number = memory("remember", "Always answer in German", "--kind", "instruction")["id"]
     memory("remember", "I prefer tea", "--kind", "preference")

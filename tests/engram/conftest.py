@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from stratakv.engram import Engram, FunctionEmbedder
-from stratakv.testing import postgres
 
 MEANINGS = [("database", "postgres", "mysql"), ("cat", "pet", "animal"), ("deploy", "release", "ship")]
 
@@ -22,40 +21,6 @@ def vectors_of(texts):
 @pytest.fixture
 def embedder():
     return FunctionEmbedder(function=vectors_of, identity="meanings", dimension=len(MEANINGS))
-
-
-@pytest.fixture(scope="session")
-def server():
-    """The address of a server of the tests' own."""
-    pytest.importorskip("psycopg_pool", reason="memories in PostgreSQL need stratakv[postgres]")
-    pytest.importorskip("pgvector", reason="memories in PostgreSQL need stratakv[postgres]")
-    try:
-        with postgres.server() as address:
-            yield address
-    except postgres.NoServerError as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="session")
-def make_database(server):
-    """Makes an empty database, and gives its address."""
-    import psycopg
-
-    numbers = itertools.count()
-
-    def make():
-        name = f"t{next(numbers)}"
-        with psycopg.connect(postgres.url(server, "postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return postgres.url(server, name)
-
-    return make
-
-
-@pytest.fixture
-def database(make_database):
-    """The address of an empty database."""
-    return make_database()
 
 
 @pytest.fixture(params=["files", "postgres"])

@@ -55,6 +55,8 @@ def explain(error: BaseException) -> tuple[str, str | None]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return message, HINTS["DiskFullError"]
     names = [cls.__name__ for cls in type(error).__mro__]
+    if "pip install" in message:
+        return message, None
     hint = next((HINTS[name] for name in names if name in HINTS), None)
     if hint is not None:
         return message, hint

@@ -20,7 +20,7 @@ from stratakv.cli.output import Output, format_age, format_count, table
 if TYPE_CHECKING:
     from stratakv.engram import AssistantMemory, Memory
 
-__all__ = ["configure", "open_memory", "run"]
+__all__ = ["configure", "open_memory", "place_of", "run"]
 
 DEFAULT_DIRECTORY = "memory"
 KINDS = ("instruction", "identity", "preference", "decision", "person", "project", "event", "note")
@@ -41,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
             metavar="DIR",
             default=DEFAULT_DIRECTORY,
             help="where memories are kept (default: %(default)s)",
+        )
+        action.add_argument(
+            "--database",
+            metavar="URL",
+            help="keep them in PostgreSQL instead, as postgresql://user@host/name; --directory then has the "
+            "audit log, and turns that wait",
         )
         if name not in ("erase", "import", "serve", "audit"):
             _add_scope_options(action, whole=name in ("history", "export", "profile"))
@@ -77,7 +83,8 @@ def open_memory(
     """
     from stratakv.engram import AssistantMemory, Policy
 
-    if args.action not in CREATING and not Path(args.directory).is_dir():
+    in_files = args.database is None
+    if in_files and args.action not in CREATING and not Path(args.directory).is_dir():
         raise UsageError(
             f"no such directory: {args.directory}", "give the one that the memories are in: --directory DIR"
         )
@@ -88,10 +95,19 @@ def open_memory(
             warnings.filterwarnings("ignore", message=".*opened without an embedder.*")
         with out.busy("opening the memory"):
             memory = AssistantMemory.open(
-                args.directory, embedder="auto" if embeds else None, policy=policy, background=background
+                args.directory if in_files else args.database,
+                directory=None if in_files else args.directory,
+                embedder="auto" if embeds else None,
+                policy=policy,
+                background=background,
             )
     with memory:
         yield memory
+
+
+def place_of(args: argparse.Namespace) -> str:
+    """Where memories are, for a message: a database's address may have a password."""
+    return args.directory if args.database is None else "the database"
 
 
 def _configure_writing(actions: Any) -> None:
@@ -254,7 +270,7 @@ def _show(memories: list[Memory], args: argparse.Namespace, out: Output) -> int:
         out.json([_as_json(memory) for memory in memories])
         return 0
     if not memories:
-        out.note(f"no memories of {args.user} in {args.directory}; `stratakv memory remember` makes some")
+        out.note(f"no memories of {args.user} in {place_of(args)}; `stratakv memory remember` makes some")
     rows = [
         [
             str(memory.id),

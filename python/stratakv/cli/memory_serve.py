@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 
 from stratakv.cli.errors import CommandError
-from stratakv.cli.memory import open_memory
+from stratakv.cli.memory import open_memory, place_of
 from stratakv.cli.output import Output
 
 __all__ = ["serve"]
@@ -24,6 +24,6 @@ def serve(args: argparse.Namespace, out: Output) -> int:
 
     with open_memory(args, out, background=True) as memory:
         server = make_server(memory, user=args.user, agent=args.agent, project=args.project)
-        out.note(f"serving the memories of {args.user} in {args.directory} on stdin and stdout")
+        out.note(f"serving the memories of {args.user} in {place_of(args)} on stdin and stdout")
         server.run("stdio")
     return 0
