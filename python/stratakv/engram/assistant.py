@@ -19,13 +19,14 @@ from stratakv import _native
 from stratakv.engram.audit import AuditedEngine, AuditLog
 from stratakv.engram.context import Context, Profile, context_of, profile_of
 from stratakv.engram.embedders import Embedder
-from stratakv.engram.engine import Engine, Shared, is_url
+from stratakv.engram.engine import Engine, Shared
 from stratakv.engram.engram import Engram, count_tokens
 from stratakv.engram.facts import KINDS, STANDING, TURN, Extractor, Fact, kind_of, metadata_of
 from stratakv.engram.journal import Journal
 from stratakv.engram.known import Known, covers, is_true
 from stratakv.engram.memory import Memory, Scope
 from stratakv.engram.observer import Observer
+from stratakv.engram.places import is_url
 from stratakv.engram.policy import Policy
 from stratakv.engram.rules import RuleExtractor
 from stratakv.engram.turns import Turn, turns_of

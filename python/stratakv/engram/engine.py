@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import os
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
-
-from stratakv import _native
 
 # User, agent, project, session.
 ScopeParts: TypeAlias = tuple[str, str | None, str | None, str | None]
@@ -96,25 +92,3 @@ class Shared(Protocol):
 
     def change(self, user: str) -> int:
         """A number that is another one after every write of a user's memories."""
-
-
-def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is the address of a database rather than a directory."""
-    return isinstance(place, str) and "://" in place
-
-
-def open_engine(place: str | os.PathLike[str], *, embedder: tuple[str, int] | None, durable: bool) -> Engine:
-    """The engine of a directory or of a database.
-
-    Raises:
-        LockedError: another process has the directory open.
-        SettingsMismatchError: the vectors there are another embedder's.
-        DatabaseError: the database can't be used; the message says what to do.
-        ImportError: what speaks with the database is not installed.
-        ValueError: an address that is none.
-    """
-    if not is_url(place):
-        return _native.Engram(Path(place).expanduser(), embedder=embedder, durable=durable)
-    from stratakv.engram.postgres import PostgresEngine  # noqa: PLC0415  # of an extra
-
-    return PostgresEngine.open(str(place), embedder=embedder, durable=durable)

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from stratakv.engram import minilm, transfer
 from stratakv.engram.embedders import Embedder, embed
-from stratakv.engram.engine import Draft, Engine, When, is_url, open_engine
+from stratakv.engram.engine import Draft, Engine, When
 from stratakv.engram.memory import Memory, Recalled, Scope
+from stratakv.engram.places import is_url, open_engine
 from stratakv.engram.times import to_ms
 from stratakv.sizes import parse_bytes
 

@@ -9,7 +9,7 @@ import traceback
 import pytest
 
 from stratakv.engram import Engram
-from stratakv.engram.engine import is_url
+from stratakv.engram.places import is_url
 from stratakv.errors import DatabaseError
 
 postgres = pytest.importorskip("stratakv.engram.postgres", reason="needs stratakv[postgres]")
