@@ -162,19 +162,24 @@ impl TextScores {
         let mut asked = asked(searched, words);
         self.rest = asked.iter().map(Asked::most).sum::<f32>() * SLACK;
         let mut counted = 0;
-        while counted < asked.len() {
-            if asked[counted].rows > COMMON * keep {
-                self.raise_least(keep);
-                if self.least > self.rest && self.promising().count() < asked[counted].rows {
-                    break;
-                }
-            }
+        while counted < asked.len() && !self.can_wait(&asked[counted], keep) {
             self.count_word(searched, &asked[counted], false);
             counted += 1;
             self.rest = asked[counted..].iter().map(Asked::most).sum::<f32>() * SLACK;
         }
-        self.raise_least(keep);
         self.deferred = asked.split_off(counted);
+        if self.deferred.is_empty() {
+            self.raise_least(keep);
+        }
+    }
+
+    /// Whether the next word, and those after it, are better counted for the rows that are rated only.
+    fn can_wait(&mut self, next: &Asked, keep: usize) -> bool {
+        if next.rows <= COMMON * keep {
+            return false;
+        }
+        self.raise_least(keep);
+        self.least > self.rest && self.promising().count() < next.rows
     }
 
     /// The best of the visible rows. What these and the `others` have is known then.
