@@ -25,6 +25,21 @@ def tokens_of(TOKENS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def stream_places(
+    tokens: tl.tensor,
+    num_tokens: tl.tensor,
+    c: tl.tensor,
+    width: tl.tensor,
+    S: tl.constexpr,
+    PADDED: tl.constexpr,
+) -> tl.tensor:
+    """(N, S, C): where the streams' elements are, and whether there are such."""
+    s, there = vector_places(tokens, num_tokens, S, PADDED)
+    places = (tokens[:, None] * S + s)[:, :, None] * width + c[None, None, :]
+    return places, there[:, :, None] & (c < width)[None, None, :]
+
+
+@triton.jit
 def load_streams(
     x_NSC: tl.tensor,
     tokens: tl.tensor,
@@ -35,9 +50,8 @@ def load_streams(
     PADDED: tl.constexpr,
 ) -> tl.tensor:
     """(N, S, C) float32 of some tokens and columns."""
-    s, there = vector_places(tokens, num_tokens, S, PADDED)
-    places = (tokens[:, None] * S + s)[:, :, None] * width + c[None, None, :]
-    return tl.load(x_NSC + places, there[:, :, None] & (c < width)[None, None, :], 0.0).to(tl.float32)
+    places, there = stream_places(tokens, num_tokens, c, width, S, PADDED)
+    return tl.load(x_NSC + places, there, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -52,9 +66,8 @@ def store_streams(
     PADDED: tl.constexpr,
 ) -> None:
     """The other way; rounded to the dtype of `out_NSC`."""
-    s, there = vector_places(tokens, num_tokens, S, PADDED)
-    places = (tokens[:, None] * S + s)[:, :, None] * width + c[None, None, :]
-    tl.store(out_NSC + places, value_NSC, there[:, :, None] & (c < width)[None, None, :])
+    places, there = stream_places(tokens, num_tokens, c, width, S, PADDED)
+    tl.store(out_NSC + places, value_NSC, there)
 
 
 @triton.jit
