@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from stratakv.engram import AssistantMemory as AssistantMemory
     from stratakv.engram import Engram as Engram
     from stratakv.errors import StrataError as StrataError
+    from stratakv.hf import KeptPages as KeptPages
     from stratakv.hf import TieredCache as TieredCache
     from stratakv.hf import attach as attach
 
 _HOMES = {
     "TieredCache": "stratakv.hf",
+    "KeptPages": "stratakv.hf",
     "attach": "stratakv.hf",
     "Look": "stratakv.cache.selection",
     "Selection": "stratakv.cache.selection",
@@ -44,6 +46,7 @@ _PACKAGES = frozenset({"fp8", "nn"})
 __all__ = [
     "AssistantMemory",
     "Engram",
+    "KeptPages",
     "Look",
     "Selection",
     "Store",

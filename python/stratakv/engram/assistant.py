@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 from stratakv import _native
 from stratakv.engram.audit import AuditedEngine, AuditLog
+from stratakv.engram.beside import Beside
 from stratakv.engram.context import Context, Profile, context_of, profile_of
 from stratakv.engram.embedders import Embedder
 from stratakv.engram.engine import Engine, Shared
@@ -86,9 +87,10 @@ class AssistantMemory(Engram):
         audit: AuditLog | None,
         durable: bool,
         background: bool,
+        beside: Beside | None = None,
     ) -> None:
         audited = engine if audit is None else cast("Engine", AuditedEngine(engine, audit))
-        super().__init__(audited, embedder)
+        super().__init__(audited, embedder, beside)
         self._policy = policy
         self._audit = audit
         # For what the memory asks itself, which is nobody's read.
@@ -168,6 +170,7 @@ class AssistantMemory(Engram):
                 audit=log,
                 durable=durable,
                 background=background,
+                beside=engram._beside,
             )
         except BaseException:
             if engram is not None:
@@ -465,6 +468,10 @@ class AssistantMemory(Engram):
     async def aimport(self, path: str | os.PathLike[str]) -> int:
         """As `import_`, in a thread."""
         return await asyncio.to_thread(self.import_, path)
+
+    def _check_known(self, id: int, user: str) -> None:
+        """As `Engram._check_known`; nobody reads anything by it."""
+        self._unaudited._check_known(id, user)
 
     def _remember(self, scope: Scope, drafts: Sequence[Any]) -> builtins.list[int]:
         """Every write goes through here: the policy looks at it before it is embedded or stored."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from stratakv.engram import minilm, transfer
+from stratakv.engram.beside import Beside
 from stratakv.engram.embedders import Embedder, embed
 from stratakv.engram.engine import Draft, Engine, When
 from stratakv.engram.memory import Memory, Recalled, Scope
@@ -43,9 +44,10 @@ class Engram:
     Use `Engram.open`.
     """
 
-    def __init__(self, engine: Engine, embedder: Embedder | None) -> None:
+    def __init__(self, engine: Engine, embedder: Embedder | None, beside: Beside | None = None) -> None:
         self._engine = engine
         self._embedder = embedder
+        self._beside = Beside(None) if beside is None else beside
 
     @classmethod
     def open(
@@ -86,7 +88,7 @@ class Engram:
                 "embedder, they are found by their words alone, and new ones get no vector",
                 stacklevel=2,
             )
-        return cls(engine, chosen)
+        return cls(engine, chosen, Beside(None if is_url(path) else Path(path).expanduser().resolve()))
 
     @property
     def embedder(self) -> Embedder | None:
@@ -287,7 +289,8 @@ class Engram:
             raise ValueError("pass the numbers of what is to be erased, or everything=True")
         scope = Scope(user=user, agent=agent, project=project, session=session)
         chosen = [ids] if isinstance(ids, int) else ids
-        return self._engine.forget(scope.parts(), None if chosen is None else list(chosen))
+        with self._beside.forgetting(user):
+            return self._engine.forget(scope.parts(), None if chosen is None else list(chosen))
 
     def retain(
         self,
@@ -317,12 +320,14 @@ class Engram:
         if max_age is not None and max_age < timedelta(0):
             raise ValueError(f"max_age={max_age}: expected a time of 0 or more")
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        return self._engine.retain(
-            scope.parts(),
-            age_ms_max=None if max_age is None else max_age // timedelta(milliseconds=1),
-            count_max=max_count,
-            bytes_max=None if max_bytes is None else parse_bytes(max_bytes, name="max_bytes", minimum=0),
-        )
+        bytes_max = None if max_bytes is None else parse_bytes(max_bytes, name="max_bytes", minimum=0)
+        with self._beside.forgetting(user):
+            return self._engine.retain(
+                scope.parts(),
+                age_ms_max=None if max_age is None else max_age // timedelta(milliseconds=1),
+                count_max=max_count,
+                bytes_max=bytes_max,
+            )
 
     def history(
         self,
@@ -458,6 +463,14 @@ class Engram:
                 ms = to_ms(memory.valid_to, name="valid_to")
                 assert ms is not None
                 self._engine.end(memory.scope.parts(), numbers[key], ms)
+
+    def _check_known(self, id: int, user: str) -> None:
+        """Refuses a number that is no memory's of the user.
+
+        Raises:
+            MemoryNotFoundError: it is not.
+        """
+        self._engine.history(Scope(user=user).parts(), id)
 
     def _remember(self, scope: Scope, drafts: Sequence[Draft]) -> builtins.list[int]:
         vectors = None

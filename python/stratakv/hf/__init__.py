@@ -13,6 +13,7 @@ from stratakv.hf.attachment import Attachment, attach
 from stratakv.hf.attention import UnsupportedModelError
 from stratakv.hf.cache import TieredCache
 from stratakv.hf.hyper_models import model_class_of as _model_class_of  # noqa: F401  # registers them
+from stratakv.hf.kept_pages import KeptPages, Put
 from stratakv.hf.strata_lm import StrataConfig, StrataForCausalLM, StrataModel
 from stratakv.hf.strata_processor import StrataImageProcessor, StrataProcessor
 from stratakv.hf.strata_vision import (
@@ -24,6 +25,8 @@ from stratakv.hf.strata_vision import (
 
 __all__ = [
     "Attachment",
+    "KeptPages",
+    "Put",
     "StrataConfig",
     "StrataForCausalLM",
     "StrataForConditionalGeneration",

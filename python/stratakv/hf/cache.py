@@ -36,6 +36,7 @@ from stratakv.hf.fingerprint import model_settings
 from stratakv.hf.layers import TieredLayer
 from stratakv.hf.looking import agreed_blocks
 from stratakv.hf.memory_layer import MemoryLayer
+from stratakv.hf.splicing import splice
 from stratakv.sizes import parse_bytes
 
 DEFAULT_PAGE_TOKENS = 64
@@ -459,6 +460,28 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         if self._table.num_slots:
             self._table.focus([self.focused] * self._num_rows() if self.focused else [], own)
 
+    def splice(self, source: TieredCache, start: int = 0, stop: int | None = None) -> int:
+        """Appends tokens that another cache of this model holds, without computing them.
+
+        Their keys and values are those of the other cache, at the positions that follow what this one holds.
+        What it holds does not enter into them: an approximation, good for texts that stand on their own, and
+        better if their first few tokens are computed here and the rest is spliced (`KeptPages` does that).
+
+        Args:
+            source: a cache of the same model, both attached; it stays as it is.
+            start: the first of its tokens.
+            stop: one past the last; None for all.
+
+        Returns:
+            How many tokens were appended.
+
+        Raises:
+            ValueError: caches that are not attached, of two models, or of several rows; a model with layers
+                that keep no pages; a range that the other cache has not; padding.
+            RamFullError, DiskFullError: no room; this cache holds what it held.
+        """
+        return splice(self, source, start, stop)
+
     def attention_shares(self, row: int = 0) -> Tensor | None:
         """Where the last step of decoding looked: shares of the attention mass, as the summaries tell.
 
@@ -627,7 +650,8 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             self._crop_pages(length)
         return length
 
-    def _resume(self, saved: dict[str, Any]) -> None:
+    def _resume(self, saved: dict[str, Any], *, hold_back: bool = True) -> None:
+        """Becomes the session of its name; without its last token, if that can be and is asked for."""
         try:
             extra = self._table.native.load(str(self.name))
         except PagesLostError as error:
@@ -639,7 +663,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         for index, layer in enumerate(self.layers):
             if isinstance(layer, TieredLayer):
                 layer.device = self.binding.layer_device(index)
-        if self._can_step_back() and self.get_seq_length():
+        if hold_back and self._can_step_back() and self.get_seq_length():
             self.crop(-1)
 
     def _resume_partly(self, saved: dict[str, Any], reason: str) -> None:

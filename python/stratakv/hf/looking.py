@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from stratakv.cache.selection import BLOCK_TOKENS, Look
-from stratakv.hf.compat import cache_kwargs, last_logits_only
+from stratakv.hf.passes import feed
 
 if TYPE_CHECKING:
     from stratakv.hf.cache import TieredCache
 
 __all__ = ["agreed_blocks"]
 
-CHUNK_TOKENS = 512
-"""Tokens of a forward pass over what comes before the question."""
 POWER = 3
 """Of a share, as it counts: the few heads that fetch something look at one place much."""
 
@@ -51,8 +49,7 @@ def agreed_blocks(
         fork.focus([])
         covered = int(fork.get_seq_length())
         first = max(covered, len(ids) - how.question)
-        for start in range(covered, first, CHUNK_TOKENS):
-            _step(model, fork, ids[start : min(start + CHUNK_TOKENS, first)])
+        feed(model, fork, ids[covered:first])
         # Much is read, and nothing is left to sketches: their choice hides what few heads look for.
         fork.select(replace(selection, budget=how.budget, sketches=False, unread=1.0, dense_below=0))
         votes_N = _votes(fork, model, ids[first:], on_token)
@@ -63,18 +60,13 @@ def _votes(cache: TieredCache, model: nn.Module, question: list[int], on_token: 
     """For each of N blocks (N), the cubes of its shares, over layers, heads and tokens of the question."""
     votes_N = torch.zeros(-(-(int(cache.get_seq_length()) + len(question)) // BLOCK_TOKENS))
     for done, token in enumerate(question, 1):
-        _step(model, cache, [token])
+        feed(model, cache, [token])
         shares_LHN = cache.attention_shares()
         if shares_LHN is not None:
             votes_N[: shares_LHN.shape[-1]] += shares_LHN.pow_(POWER).sum((0, 1))
         if on_token is not None:
             on_token(done, len(question))
     return votes_N
-
-
-def _step(model: nn.Module, cache: TieredCache, ids: list[int]) -> None:
-    input_ids_BT = torch.tensor([ids], device=next(model.parameters()).device)
-    model(input_ids=input_ids_BT, use_cache=True, **last_logits_only(model), **cache_kwargs(cache))
 
 
 def _best(votes_N: Tensor, far: range, how: Look) -> list[int]:
