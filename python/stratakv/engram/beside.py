@@ -1,8 +1,8 @@
 """What is derived from a user's memories outside the engine's files, and goes before a memory does.
 
-Pages of keys and values of memories (`stratakv.KeptPages`) can be made again from their texts, as the engine's
-own indexes can, and tell as much of them. So forgetting anything of a user first removes all that was
-derived for this user, and nothing is derived while it goes on.
+Pages of keys and values of memories (`stratakv.KeptPages`) can be made again from their texts, as the
+engine's own indexes can, and tell as much of them. So forgetting anything of a user first removes all that
+was derived for this user, and nothing is derived while it goes on.
 """
 
 from __future__ import annotations
