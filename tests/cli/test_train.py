@@ -226,14 +226,15 @@ def test_comparison_stops_goes_on_and_tells(tmp_path, book, capsys, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_compute_what_one_does(tmp_path, book, optimizer):
+@pytest.mark.parametrize(("optimizer", "recompute"), [("adamw", "blocks"), ("muon", "streams")])
+def test_two_processes_compute_what_one_does(tmp_path, book, optimizer, recompute):
     """FSDP2 over gloo: the same losses and model, and either goes on with the other's checkpoint."""
     options = ["--text", str(book), *FLAGS, "--optimizer", optimizer, "--json", "--eval-every", "2"]
 
     def two(run, steps):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["-m", "stratakv", "train", *options, "--out", str(run), "--steps", str(steps)]
+        command += ["--recompute", recompute]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -272,11 +273,33 @@ def test_a_batch_that_processes_cannot_share():
         Trainer(model, torch.zeros(9999), TrainConfig(batch=3, sparse_tables=True), group=Group(0, 3))
 
 
+@pytest.mark.filterwarnings("ignore:no FP8 products here")
+def test_scales_of_fp8_and_what_is_computed_again(tmp_path, book, capsys):
+    """From the file and from flags; the checkpoint keeps both, and what changes results stays as it was."""
+    run, file = tmp_path / "run", tmp_path / "run.toml"
+    file.write_text('precision = "fp8"\nfp8_scales = "tiles"\nrecompute = "blocks"\n')
+    arguments = ["train", "--text", str(book), "--out", str(run), *FLAGS, "--json"]
+    assert main([*arguments, "--config", str(file), "--recompute", "streams", "--steps", "2"]) == 0
+
+    from stratakv.train.checkpoint import read_progress
+
+    kept = read_progress(run / "checkpoint.safetensors")["train"]
+    assert (kept["precision"], kept["fp8_scales"], kept["recompute"]) == ("fp8", "tiles", "streams")
+    capsys.readouterr()
+    assert main([*arguments, "--precision", "fp8", "--steps", "3"]) == 2
+    assert "fp8_scales=tiles there, rows here" in capsys.readouterr().err
+    assert main([*arguments, "--precision", "fp8", "--fp8-scales", "tiles", "--steps", "3"]) == 0
+    assert "going on after update 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("speed = 3", "speed is no option"),
         ('precision = "int8"', "precision='int8': there are full, bf16, fp8"),
+        ('fp8_scales = "blocks"', "fp8_scales='blocks': there are rows, tiles"),
+        ('fp8_scales = "tiles"', "fp8_scales='tiles' is of precision='fp8', and precision is 'full'"),
+        ("recompute = true", "recompute=True: there are nothing, streams, blocks"),
         ('tensorboard = "yes"', "tensorboard='yes': accepted are true and false"),
         ('sparse_tables = "yes"', "sparse_tables='yes': accepted are true and false"),
         ('memory_tables = "nowhere"', "memory_tables='nowhere' is no directory"),

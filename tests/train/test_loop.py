@@ -7,6 +7,7 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -107,6 +108,67 @@ def test_fp8_learns_as_full_precision_does(monkeypatch, weight_gradient):
     assert found.history[0].loss == pytest.approx(full.history[0].loss, rel=2e-2)
     assert found.history[-1].held_out == pytest.approx(full.history[-1].held_out, rel=0.1)
     assert all(parameter.dtype == torch.float32 for parameter in found.model.parameters())
+
+
+def test_fp8_by_tiles_is_kept_and_goes_on(tmp_path, monkeypatch):
+    convert = partial(fp8.convert_for_training, backend="emulate", min_features=16)
+    monkeypatch.setattr("stratakv.train.loop.convert_for_training", convert)
+    rows = dataclasses.replace(RUN, precision="fp8")
+    tiles = dataclasses.replace(rows, fp8_scales="tiles")
+    whole = finish(trainer_of(config=tiles))
+    layers = [module for module in whole.model.modules() if isinstance(module, fp8.Fp8TrainingLinear)]
+    assert {layer.scales for layer in layers} == {"tiles"}
+    first = trainer_of(config=rows).advance().loss
+    assert first != whole.history[0].loss
+    assert first == pytest.approx(whole.history[0].loss, rel=2e-2)
+    path = tmp_path / "checkpoint.safetensors"
+    stopped = trainer_of(path, tiles)
+    for _ in range(5):
+        stopped.advance()
+    with pytest.raises(ValueError, match="fp8_scales=tiles there, rows here"):
+        trainer_of(path, rows).resume()
+    again = trainer_of(path, tiles)
+    assert again.resume()
+    assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
+
+
+@pytest.mark.parametrize("precision", ["full", "bf16"])
+@pytest.mark.parametrize("recompute", ["streams", "blocks"])
+def test_what_is_computed_again_changes_nothing_and_may_change(tmp_path, monkeypatch, recompute, precision):
+    config = dataclasses.replace(RUN, precision=precision)
+    whole = finish(trainer_of(config=config))
+    path = tmp_path / "checkpoint.safetensors"
+    asked, loss = [], StrataLM.loss
+
+    def told(self, ids_BT, *, recompute):
+        asked.append(recompute)
+        return loss(self, ids_BT, recompute=recompute)
+
+    monkeypatch.setattr(StrataLM, "loss", told)
+    stopped = trainer_of(path, dataclasses.replace(config, recompute=recompute))
+    for _ in range(5):
+        stopped.advance()
+    assert set(asked) == {recompute}
+    again = trainer_of(path, config)
+    assert again.resume()
+    assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
+    for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_streams_of_a_model_that_has_one_are_not_computed_again():
+    config = dataclasses.replace(RUN, recompute="streams")
+    with pytest.warns(UserWarning, match="recompute='streams': one stream is kept"):
+        trainer_of(config=config, num_streams=1)
+
+
+def test_choices_are_those_of_what_they_are_given_to():
+    from stratakv.fp8.quantize import Scales
+    from stratakv.nn.transformer import Recompute
+    from stratakv.train.config import CHOICES
+
+    assert CHOICES["fp8_scales"] == get_args(Scales)
+    assert CHOICES["recompute"] == get_args(Recompute)
 
 
 @pytest.mark.parametrize("mixing", ["sinkhorn", "permutations", "kronecker", "unconstrained"])
@@ -284,6 +346,9 @@ def test_what_is_refused():
         ({"lr": 0.0}, "lr=0"),
         ({"optimizer": "sgd"}, "adamw"),
         ({"precision": "int8"}, "'full', 'bf16', 'fp8'"),
+        ({"fp8_scales": "blocks"}, "'rows', 'tiles'"),
+        ({"fp8_scales": "tiles", "precision": "bf16"}, "is of precision='fp8'"),
+        ({"recompute": "all"}, "'nothing', 'streams', 'blocks'"),
     ]:
         with pytest.raises(ValueError, match=message):
             TrainConfig(**options)

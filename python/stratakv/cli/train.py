@@ -20,7 +20,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
 from stratakv.cli.errors import CommandError, UsageError
@@ -28,7 +28,7 @@ from stratakv.cli.files import read_texts
 from stratakv.cli.output import Output, format_count, format_seconds
 from stratakv.cli.train_compare import DEFAULTS as COMPARED
 from stratakv.cli.train_compare import compare
-from stratakv.train.config import OptimizerName, Precision, TrainConfig
+from stratakv.train.config import CHOICES, TrainConfig
 from stratakv.train.files import make_directory, private_files
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ _CONFIG = TrainConfig()
 TRAIN_NUMBERS: tuple[tuple[str, type, Any, str], ...] = tuple(
     (name, type(getattr(_CONFIG, name)), getattr(_CONFIG, name), text) for name, text in _RUN.items()
 )
-TRAIN_CHOICES: dict[str, tuple[str, ...]] = {
-    "optimizer": get_args(OptimizerName),
-    "precision": get_args(Precision),
+TRAIN_CHOICES = {
+    "optimizer": "what updates the blocks' matrices; the rest is AdamW's",
+    "precision": "of matrix products; fp8 where the hardware has it",
+    "fp8_scales": "of --precision fp8: a scale for each row, or for each tile of 128",
+    "recompute": "what the backward pass computes again to save memory; results stay the same",
 }
 DEFAULTS = {name: default for name, _, default, _ in (*MODEL_NUMBERS, *MEMORY_NUMBERS, *TRAIN_NUMBERS)}
 DEFAULTS |= {name: getattr(_CONFIG, name) for name in TRAIN_CHOICES}
@@ -114,8 +116,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--residual", choices=tuple(RESIDUALS), help="the residual path (default: mhc, hyper-connections)"
     )
-    for name, choices in TRAIN_CHOICES.items():
-        parser.add_argument(f"--{name}", choices=choices, help=f"(default: {DEFAULTS[name]})")
+    for name, text in TRAIN_CHOICES.items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, choices=CHOICES[name], help=f"{text} (default: {DEFAULTS[name]})")
     parser.add_argument(
         "--tensorboard",
         action="store_true",
@@ -247,7 +250,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
             _check_number(args.config, name, kind, written.get(name, DEFAULTS[name]))
     flags = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     chosen = DEFAULTS | (COMPARED if args.action == "compare" else {}) | written | flags
-    for name, choices in {"residual": tuple(RESIDUALS), **TRAIN_CHOICES}.items():
+    for name, choices in {"residual": tuple(RESIDUALS), **CHOICES}.items():
         if chosen[name] not in choices:
             raise UsageError(f"{name}={chosen[name]!r}: there are {', '.join(choices)}")
     for name in ("tensorboard", "sparse_tables"):

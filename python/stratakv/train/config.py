@@ -8,6 +8,16 @@ from typing import Literal, get_args
 
 OptimizerName = Literal["adamw", "muon"]
 Precision = Literal["full", "bf16", "fp8"]
+# `fp8.Scales` and `nn.Recompute`, which are not imported: the command line reads these before torch is there.
+Fp8Scales = Literal["rows", "tiles"]
+Recompute = Literal["nothing", "streams", "blocks"]
+# Fields with few values, each a string.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(OptimizerName),
+    "precision": get_args(Precision),
+    "fp8_scales": get_args(Fp8Scales),
+    "recompute": get_args(Recompute),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,10 @@ class TrainConfig:
         precision: "full", or "bf16" for autocast: matrix products in bfloat16, parameters, optimizers and
             what hyper-connections compute in float32. "fp8": besides, the linear layers' products in FP8,
             where the hardware has it; elsewhere it is "bf16", and a warning says so.
+        fp8_scales: of precision "fp8": "rows", or "tiles" of 128 features where the hardware has these
+            (`fp8.convert_for_training`); elsewhere rows, and a warning says so.
+        recompute: what the backward pass computes again instead of keeping it, which changes no value:
+            "nothing", most "streams", or whole "blocks" (`StrataLM.loss`).
         sparse_tables: of a conditional memory's tables only the rows that a batch looked up are updated
             (RowAdam); otherwise all are, each time. Tables in files need it.
         seed: of the initial values and of the batches.
@@ -35,7 +49,7 @@ class TrainConfig:
         save_every: steps between checkpoints; 0 for the last only.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, another name, or `fp8_scales` of a run without FP8.
     """
 
     steps: int = 1000
@@ -48,6 +62,8 @@ class TrainConfig:
     clip: float = 1.0
     optimizer: OptimizerName = "adamw"
     precision: Precision = "full"
+    fp8_scales: Fp8Scales = "rows"
+    recompute: Recompute = "nothing"
     sparse_tables: bool = False
     seed: int = 0
     eval_every: int = 100
@@ -63,11 +79,14 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} must be positive")
-        if self.optimizer not in get_args(OptimizerName):
-            raise ValueError(f"optimizer must be one of {', '.join(get_args(OptimizerName))}")
-        if self.precision not in get_args(Precision):
+        for name, accepted in CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: accepted are {', '.join(map(repr, accepted))}"
+                )
+        if self.fp8_scales != "rows" and self.precision != "fp8":
             raise ValueError(
-                f"precision={self.precision!r}: accepted are {', '.join(map(repr, get_args(Precision)))}"
+                f"fp8_scales={self.fp8_scales!r} is of precision='fp8', and precision is {self.precision!r}"
             )
 
     def lr_at(self, step: int) -> float:

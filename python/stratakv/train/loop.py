@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,12 @@ class Trainer:
                 f"{len(tokens)} tokens are too few for rows of {config.length + 1}: give more text"
             )
         self.tokens, self.held_out = tokens[:split], tokens[split:]
+        if config.recompute == "streams" and model.config.num_streams == 1:
+            warnings.warn(
+                "recompute='streams': one stream is kept as it is; 'blocks' saves memory", stacklevel=2
+            )
         if config.precision == "fp8":
-            convert_for_training(model)
+            convert_for_training(model, scales=config.fp8_scales)
         self.group.share_out(model)
         self.optimizers = make_optimizers(model, config)
         self.step = 0
@@ -169,7 +174,7 @@ class Trainer:
     def _loss(self, ids_BT: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision != "full"):
-            return self.model.loss(ids_BT.to(device))
+            return self.model.loss(ids_BT.to(device), recompute=self.config.recompute)
 
     def save(self) -> None:
         """Writes the checkpoint; every process must call this, the first one writes.
@@ -199,7 +204,8 @@ class Trainer:
         """Goes on from the checkpoint, if there is one; whether there was.
 
         Raises:
-            ValueError: it is of another model or run: only the number of steps and the intervals may differ.
+            ValueError: it is of another model or run: only the number of steps, the intervals and what is
+                computed again may differ.
         """
         if self.path is None or not self.path.exists():
             return False
@@ -210,14 +216,17 @@ class Trainer:
                 f"{self.path} is of another model, with other sizes: give those, or another directory"
             )
         saved = asdict(TrainConfig()) | progress["train"]  # written before a field was added
-        free = {"steps", "eval_every", "eval_batches", "save_every"}
+        free = {"steps", "eval_every", "eval_batches", "save_every", "recompute"}
         different = [
             f"{name}={saved[name]} there, {value} here"
             for name, value in asdict(self.config).items()
             if name not in free and saved[name] != value
         ]
         if different:
-            raise ValueError(f"{self.path} is of another run: {'; '.join(different)}")
+            raise ValueError(
+                f"{self.path} is of another run: {'; '.join(different)}; give what is there, or another "
+                "directory"
+            )
         checkpoint.load(self.path, self.model, self.optimizers)
         self.step = progress["step"]
         self.history = [Step(**step) for step in progress["history"]]
