@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import contextlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import compress, groupby
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,29 +17,31 @@ from stratakv import _native
 from stratakv.engram.audit import AuditedEngine, AuditLog
 from stratakv.engram.beside import Beside
 from stratakv.engram.context import Context, Profile, context_of, profile_of
+from stratakv.engram.derived import facts_of, turns_among
 from stratakv.engram.embedders import Embedder
 from stratakv.engram.engine import Engine, Shared
-from stratakv.engram.engram import Engram, count_tokens
-from stratakv.engram.facts import KINDS, STANDING, TURN, Extractor, Fact, kind_of, metadata_of
+from stratakv.engram.engram import Engram
+from stratakv.engram.facts import KINDS, STANDING, Extractor, kind_of
+from stratakv.engram.gate import Gate
 from stratakv.engram.journal import Journal
 from stratakv.engram.known import Known, covers, is_true
 from stratakv.engram.memory import Memory, Scope
 from stratakv.engram.observer import Observer
-from stratakv.engram.places import is_url
+from stratakv.engram.places import home_of
 from stratakv.engram.policy import Policy
 from stratakv.engram.rules import RuleExtractor
-from stratakv.engram.turns import Turn, turns_of
-from stratakv.errors import MemoryNotFoundError, RefusedError
+from stratakv.engram.threads import in_thread
+from stratakv.engram.tokens import count_tokens
+from stratakv.engram.turns import turns_of
+from stratakv.engram.writer import MemoryWriter
+from stratakv.errors import MemoryNotFoundError
 
 # Tokens of a profile, and of what `context` puts into a prompt beside it.
 PROFILE_TOKENS = 300
 CONTEXT_TOKENS = 600
-# Memories that `context` looks at; facts that an extractor is shown, and how much of the turns finds them.
+# Memories that `context` looks at.
 CONTEXT_CANDIDATES = 50
-LIKE_COUNT = 10
-LIKE_CHARACTERS = 2000
 SALIENCE_MIN = 0.5
-SOURCE = "conversation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class AssistantMemory(Engram):
     ) -> None:
         audited = engine if audit is None else cast("Engine", AuditedEngine(engine, audit))
         super().__init__(audited, embedder, beside)
-        self._policy = policy
         self._audit = audit
+        self._gate = Gate(policy, lambda scope: self._note("refuse", scope))
         # For what the memory asks itself, which is nobody's read.
         self._unaudited = Engram(engine, embedder)
         self._lock = lock
@@ -102,7 +102,7 @@ class AssistantMemory(Engram):
         self._observer = Observer(
             self._journal,
             self._known,
-            _Writer(self),
+            MemoryWriter(self, self._remember, self._unaudited),
             extractor=extractor,
             salience_min=salience_min,
             background=background,
@@ -154,7 +154,7 @@ class AssistantMemory(Engram):
             raise ValueError(f"extractor={extractor!r}: accepted are 'rules', None, or an Extractor")
         if not 0 <= salience_min <= 1:
             raise ValueError(f"salience_min={salience_min}: expected 0 to 1")
-        home, lock = _home_of(path, directory)
+        home, lock = home_of(path, directory)
         engram = None
         try:
             engram = Engram.open(path, embedder=embedder, durable=durable)
@@ -182,7 +182,7 @@ class AssistantMemory(Engram):
     @property
     def policy(self) -> Policy:
         """What is done with secrets and personal data."""
-        return self._policy
+        return self._gate.policy
 
     def observe(
         self,
@@ -214,7 +214,7 @@ class AssistantMemory(Engram):
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
         masked: Counter[str] = Counter()
-        turns = [self._allowed_turn(turn, scope, masked) for turn in turns_of(messages, scope, now=now)]
+        turns = [self._gate.turn(turn, scope, masked) for turn in turns_of(messages, scope, now=now)]
         # Those that wait first: in between, a turn may go from waiting to stored, and never back.
         turns = self._journal.new(turns)
         given = {message.get("id") for message in messages}
@@ -330,11 +330,12 @@ class AssistantMemory(Engram):
         of: dict[str, Any] = {"user": user, "agent": agent, "project": project, "session": session}
         with self._observer.lock:
             try:
-                turns = self._turns_of(ids, of, everything=everything)
+                turns = turns_among(self._unaudited, ids, of, everything=everything)
                 records = super().forget(ids, **of, everything=everything)
                 if everything:
                     turns |= self._erase_waiting(scope)
-                derived = self._derived(user, turns) if scope != Scope(user=user) or not everything else []
+                is_all = everything and scope == Scope(user=user)
+                derived = [] if is_all else [one.id for one in facts_of(self._unaudited, user, turns)]
                 if derived:
                     records += super().forget(derived, user=user)
             finally:
@@ -429,45 +430,11 @@ class AssistantMemory(Engram):
         if self._lock is not None:
             self._lock.release()
 
-    async def aobserve(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Observed:
-        """As `observe`, in a thread."""
-        return await asyncio.to_thread(self.observe, messages, **options)
-
-    async def adrain(self, timeout: float | None = None) -> bool:
-        """As `drain`, in a thread."""
-        return await asyncio.to_thread(self.drain, timeout)
-
-    async def aprofile(self, **options: Any) -> Profile:
-        """As `profile`, in a thread."""
-        return await asyncio.to_thread(self.profile, **options)
-
-    async def acontext(self, query: str, **options: Any) -> Context:
-        """As `context`, in a thread."""
-        return await asyncio.to_thread(self.context, query, **options)
-
-    async def aerase(self, user: str) -> int:
-        """As `erase`, in a thread."""
-        return await asyncio.to_thread(self.erase, user)
-
-    async def aend(self, id: int, **options: Any) -> None:
-        """As `end`, in a thread."""
-        await asyncio.to_thread(self.end, id, **options)
-
-    async def aretain(self, **options: Any) -> int:
-        """As `retain`, in a thread."""
-        return await asyncio.to_thread(self.retain, **options)
-
-    async def astats(self, **options: Any) -> dict[str, Any]:
-        """As `stats`, in a thread."""
-        return await asyncio.to_thread(self.stats, **options)
-
-    async def aexport(self, path: str | os.PathLike[str], *, user: str) -> int:
-        """As `export`, in a thread."""
-        return await asyncio.to_thread(self.export, path, user=user)
-
-    async def aimport(self, path: str | os.PathLike[str]) -> int:
-        """As `import_`, in a thread."""
-        return await asyncio.to_thread(self.import_, path)
+    aobserve = in_thread(observe)
+    adrain = in_thread(drain)
+    aprofile = in_thread(profile)
+    acontext = in_thread(context)
+    aerase = in_thread(erase)
 
     def _check_known(self, id: int, user: str) -> None:
         """As `Engram._check_known`; nobody reads anything by it."""
@@ -476,7 +443,7 @@ class AssistantMemory(Engram):
     def _remember(self, scope: Scope, drafts: Sequence[Any]) -> builtins.list[int]:
         """Every write goes through here: the policy looks at it before it is embedded or stored."""
         masked: Counter[str] = Counter()
-        allowed = [self._allowed_draft(draft, scope, masked) for draft in drafts]
+        allowed = [self._gate.draft(draft, scope, masked) for draft in drafts]
         if masked:
             self._note("mask", scope, masked=dict(masked))
         numbers = super()._remember(scope, allowed)
@@ -492,50 +459,6 @@ class AssistantMemory(Engram):
             with contextlib.suppress(MemoryNotFoundError):  # forgotten since
                 self._known.add(Memory.of(self._unaudited._engine.get(scope.parts(), number)))
 
-    def _allowed_draft(self, draft: Any, scope: Scope, masked: Counter[str]) -> Any:
-        """A draft as it may be stored."""
-        text, metadata, source, author, *rest = draft
-        try:
-            value, found = self._policy.check_value(
-                [text, json.loads(metadata) if metadata else None, source, author]
-            )
-        except RefusedError:
-            self._note("refuse", scope)
-            raise
-        masked.update(found)
-        text, extra, source, author = value
-        return (text, json.dumps(extra, ensure_ascii=False) if extra else "", source, author, *rest)
-
-    def _allowed_turn(self, turn: Turn, scope: Scope, masked: Counter[str]) -> Turn:
-        try:
-            (text, name), found = self._policy.check_value([turn.text, turn.name])
-        except RefusedError:
-            self._note("refuse", scope)
-            raise
-        masked.update(found)
-        return Turn(**{**turn.as_dict(), "text": text, "name": name})
-
-    def _turns_of(self, ids: int | Sequence[int] | None, of: dict[str, Any], *, everything: bool) -> set[str]:
-        """The ids of the turns among some memories."""
-        if everything and ids is None:
-            memories: Iterator[Memory] = self._unaudited.list(**of, past=True)
-        elif ids is not None:
-            chosen = [ids] if isinstance(ids, int) else ids
-            memories = (memory for number in chosen for memory in self._unaudited.history(number, **of))
-        else:
-            memories = iter(())
-        return {str(one.metadata.get("turn")) for one in memories if kind_of(one.metadata) == TURN}
-
-    def _derived(self, user: str, turns: set[str]) -> builtins.list[int]:
-        """The facts that were taken out of some turns."""
-        if not turns:
-            return []
-        return [
-            memory.id
-            for memory in self._unaudited.list(user=user, past=True)
-            if kind_of(memory.metadata) in KINDS and memory.metadata.get("turn") in turns
-        ]
-
     def _erase_waiting(self, scope: Scope) -> set[str]:
         gone = {turn.id for turn in self._journal.waiting(scope.user) if covers(scope, turn.scope)}
         if scope == Scope(user=scope.user):
@@ -548,77 +471,6 @@ class AssistantMemory(Engram):
         if self._audit is not None:
             kept = {name: value for name, value in facts.items() if value not in ({}, None)}
             self._audit.write(action, scope.parts(), **kept)
-
-
-class _Writer:
-    """What the observer stores with."""
-
-    def __init__(self, memory: AssistantMemory) -> None:
-        self._memory = memory
-
-    def store_turns(self, turns: Sequence[Turn]) -> None:
-        for scope, group in groupby(turns, lambda turn: turn.scope):
-            drafts = [_draft_of_turn(turn) for turn in group]
-            self._memory._remember(scope, drafts)
-
-    def store_fact(
-        self,
-        fact: Fact,
-        turn: Turn,
-        extractor: str,
-        *,
-        supersedes: Memory | None,
-        valid_from: datetime,
-        valid_to: datetime | None,
-    ) -> None:
-        known: dict[str, Any] = {
-            "metadata": metadata_of(fact, turn, extractor),
-            "source": SOURCE,
-            "author": turn.name,
-            "valid_from": valid_from,
-        }
-        if supersedes is None:
-            known |= {"agent": turn.agent, "project": turn.project, "valid_to": valid_to}
-            self._memory.remember(fact.text, user=turn.user, **known)
-        else:
-            self._memory.update(supersedes.id, fact.text, user=turn.user, **known)
-
-    def facts_from(self, user: str, turns: Collection[str]) -> set[tuple[str, str]]:
-        return {
-            (str(memory.metadata.get("turn")), memory.text)
-            for memory in self._memory._unaudited.list(user=user, past=True)
-            if kind_of(memory.metadata) in KINDS and memory.metadata.get("turn") in turns
-        }
-
-    def like(self, turns: Sequence[Turn]) -> list[Memory]:
-        text = "\n".join(turn.text for turn in turns)[:LIKE_CHARACTERS]
-        found = self._memory._unaudited.recall(text, user=turns[0].user, k=CONTEXT_CANDIDATES)
-        facts = [one.memory for one in found if kind_of(one.memory.metadata) in KINDS]
-        return facts[:LIKE_COUNT]
-
-
-def _home_of(
-    place: str | os.PathLike[str], directory: str | os.PathLike[str] | None
-) -> tuple[Path, _native.DirectoryLock | None]:
-    """Where files are that are no memories, and the lock on it; an engine of files has a lock of its own."""
-    if not is_url(place):
-        if directory is not None:
-            raise ValueError(
-                f"directory={str(directory)!r} is for memories in a database; {place} is a directory"
-            )
-        return Path(place).expanduser(), None
-    if directory is None:
-        raise ValueError(
-            "memories in a database need directory=, where this process has turns that wait and its audit log"
-        )
-    home = Path(directory).expanduser()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return home, _native.DirectoryLock(home)
-
-
-def _draft_of_turn(turn: Turn) -> Any:
-    metadata = json.dumps({"kind": TURN, "turn": turn.id, "role": turn.role})
-    return (turn.text, metadata, SOURCE, turn.name, turn.time_ms, None, None, None)
 
 
 def _is_of_interest(draft: Any) -> bool:

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from stratakv.engram import minilm, transfer
 from stratakv.engram.beside import Beside
+from stratakv.engram.drafts import draft_of, one_for_each
 from stratakv.engram.embedders import Embedder, embed
 from stratakv.engram.engine import Draft, Engine, When
 from stratakv.engram.memory import Memory, Recalled, Scope
 from stratakv.engram.places import is_url, open_engine
+from stratakv.engram.threads import in_thread
 from stratakv.engram.times import to_ms
+from stratakv.engram.tokens import count_tokens, within
 from stratakv.sizes import parse_bytes
 
 # Memories that one call of the engine lists, stores or embeds.
 CHUNK = 512
 # How many are looked at to fill a budget of tokens.
 BUDGET_CANDIDATES = 200
-
-_T = TypeVar("_T")
-
-
-def count_tokens(text: str) -> int:
-    """About how many tokens a text has: four bytes each, rounded up."""
-    return -(-len(text.encode()) // 4)
 
 
 class Engram:
@@ -129,7 +124,7 @@ class Engram:
             ValueError: an argument that is not accepted.
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        drafts = [_draft(text, metadata, source, author=author, valid_from=valid_from, valid_to=valid_to)]
+        drafts = [draft_of(text, metadata, source, author=author, valid_from=valid_from, valid_to=valid_to)]
         return self._remember(scope, drafts)[0]
 
     def remember_many(
@@ -155,11 +150,11 @@ class Engram:
         """
         if isinstance(texts, str):
             raise ValueError("texts is one text; use remember, or pass a list")  # noqa: TRY004
-        extras = _each("metadata", metadata, texts)
-        names = _each("authors", authors, texts)
+        extras = one_for_each("metadata", metadata, texts)
+        names = one_for_each("authors", authors, texts)
         scope = Scope(user=user, agent=agent, project=project, session=session)
         drafts = [
-            _draft(text, extra, source, author=author, valid_from=valid_from)
+            draft_of(text, extra, source, author=author, valid_from=valid_from)
             for text, extra, author in zip(texts, extras, names, strict=True)
         ]
         return self._remember(scope, drafts) if drafts else []
@@ -212,7 +207,7 @@ class Engram:
             weights=None if weights is None else dict(weights),
         )
         recalled = [Recalled(memory=Memory.of(told), score=score, parts=parts) for told, score, parts in hits]
-        return recalled if tokens is None else _within(recalled, tokens, count)
+        return recalled if tokens is None else within(recalled, tokens, count)
 
     def update(
         self,
@@ -237,7 +232,7 @@ class Engram:
             ValueError: it was superseded already, or an argument that is not accepted.
         """
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        draft = _draft(text, metadata, source, author=author, valid_from=valid_from, supersedes=id)
+        draft = draft_of(text, metadata, source, author=author, valid_from=valid_from, supersedes=id)
         return self._remember(scope, [draft])[0]
 
     def end(
@@ -422,16 +417,7 @@ class Engram:
 
         The file is private to its owner and replaced whole. Vectors are left out.
         """
-        target = Path(path)
-        beside = target.with_name(f"{target.name}.tmp")
-        number = 0
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123
-            for memory in self.list(user=user, past=True):
-                file.write(transfer.to_line(memory) + "\n")
-                number += 1
-        beside.replace(target)
-        return number
+        return transfer.write(self.list(user=user, past=True), path)
 
     def import_(self, path: str | os.PathLike[str]) -> int:
         """Adds what `export` wrote, under new numbers; how many memories.
@@ -443,11 +429,10 @@ class Engram:
         Raises:
             ValueError: a line that is not accepted; the message has its number.
         """
-        with Path(path).open(encoding="utf-8") as file:
-            memories = transfer.from_lines(file, name=str(path))
+        memories = transfer.read(path)
         numbers: dict[tuple[str, int], int] = {}
-        for chunk in _chunks(memories):
-            drafts = [_again(memory, numbers) for memory in chunk]
+        for chunk in transfer.chunks(memories, CHUNK):
+            drafts = [transfer.again(memory, numbers) for memory in chunk]
             made = self._remember(chunk[0].scope, drafts)
             for memory, number in zip(chunk, made, strict=True):
                 numbers[memory.scope.user, memory.id] = number
@@ -492,108 +477,18 @@ class Engram:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def aremember(self, text: str, **options: Any) -> int:
-        """As `remember`, in a thread."""
-        return await asyncio.to_thread(self.remember, text, **options)
-
-    async def aremember_many(self, texts: Sequence[str], **options: Any) -> builtins.list[int]:
-        """As `remember_many`, in a thread."""
-        return await asyncio.to_thread(self.remember_many, texts, **options)
-
-    async def arecall(self, query: str, **options: Any) -> builtins.list[Recalled]:
-        """As `recall`, in a thread."""
-        return await asyncio.to_thread(self.recall, query, **options)
-
-    async def aupdate(self, id: int, text: str, **options: Any) -> int:
-        """As `update`, in a thread."""
-        return await asyncio.to_thread(self.update, id, text, **options)
-
-    async def aforget(self, ids: int | Sequence[int] | None = None, **options: Any) -> int:
-        """As `forget`, in a thread."""
-        return await asyncio.to_thread(self.forget, ids, **options)
-
-    async def ahistory(self, id: int, **options: Any) -> builtins.list[Memory]:
-        """As `history`, in a thread."""
-        return await asyncio.to_thread(self.history, id, **options)
+    aremember = in_thread(remember)
+    aremember_many = in_thread(remember_many)
+    arecall = in_thread(recall)
+    aupdate = in_thread(update)
+    aforget = in_thread(forget)
+    aend = in_thread(end)
+    aretain = in_thread(retain)
+    ahistory = in_thread(history)
+    astats = in_thread(stats)
+    aexport = in_thread(export)
+    aimport = in_thread(import_)
 
     async def alist(self, **options: Any) -> builtins.list[Memory]:
         """As `list`, in a thread, all at once."""
         return await asyncio.to_thread(lambda: [*self.list(**options)])
-
-
-def _each(name: str, given: Sequence[_T | None] | None, texts: Sequence[str]) -> Sequence[_T | None]:
-    """One entry for each text."""
-    if given is None:
-        return [None] * len(texts)
-    if len(given) != len(texts):
-        raise ValueError(f"{name} has {len(given)} entries for {len(texts)} texts")
-    return given
-
-
-def _draft(
-    text: str,
-    metadata: Mapping[str, Any] | None,
-    source: str | None,
-    *,
-    author: str | None = None,
-    valid_from: datetime | None = None,
-    valid_to: datetime | None = None,
-    recorded: datetime | None = None,
-    supersedes: int | None = None,
-) -> Draft:
-    times = (
-        to_ms(valid_from, name="valid_from"),
-        to_ms(valid_to, name="valid_to"),
-        to_ms(recorded, name="recorded"),
-    )
-    if not isinstance(text, str):
-        raise ValueError(f"text={text!r}: expected text")  # noqa: TRY004
-    try:
-        encoded = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be what JSON holds: {error}") from None
-    return (text, encoded, source, author, *times, supersedes)
-
-
-def _again(memory: Memory, numbers: Mapping[tuple[str, int], int]) -> Draft:
-    """The draft of a memory that was exported."""
-    old = None if memory.supersedes is None else numbers.get((memory.scope.user, memory.supersedes))
-    return _draft(
-        memory.text,
-        memory.metadata,
-        memory.source,
-        author=memory.author,
-        valid_from=memory.valid_from,
-        # One that was ended later was open when it was recorded: its end comes again with what ended it.
-        valid_to=None if memory.closed is not None else memory.valid_to,
-        recorded=memory.recorded,
-        supersedes=old,
-    )
-
-
-def _chunks(memories: Sequence[Memory]) -> Iterator[builtins.list[Memory]]:
-    """Runs of one scope of which none supersedes another of the same run."""
-    chunk: builtins.list[Memory] = []
-    ids: set[int] = set()
-    for memory in memories:
-        apart = chunk and (memory.scope != chunk[0].scope or memory.supersedes in ids or len(chunk) == CHUNK)
-        if apart:
-            yield chunk
-            chunk, ids = [], set()
-        chunk.append(memory)
-        ids.add(memory.id)
-    if chunk:
-        yield chunk
-
-
-def _within(
-    recalled: Sequence[Recalled], tokens: int, count: Callable[[str], int]
-) -> builtins.list[Recalled]:
-    """The best that fit a budget; one that does not is stepped over."""
-    fitting, left = [], tokens
-    for one in recalled:
-        cost = count(one.text)
-        if cost <= left:
-            fitting.append(one)
-            left -= cost
-    return fitting

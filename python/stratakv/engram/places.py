@@ -29,3 +29,27 @@ def open_engine(place: str | os.PathLike[str], *, embedder: tuple[str, int] | No
     from stratakv.engram.postgres import PostgresEngine  # noqa: PLC0415  # of an extra
 
     return PostgresEngine.open(str(place), embedder=embedder, durable=durable)
+
+
+def home_of(
+    place: str | os.PathLike[str], directory: str | os.PathLike[str] | None
+) -> tuple[Path, _native.DirectoryLock | None]:
+    """Where files are that are no memories, and the lock on it; an engine of files has a lock of its own.
+
+    Raises:
+        LockedError: another process has the directory.
+        ValueError: a directory beside a directory, or none beside a database.
+    """
+    if not is_url(place):
+        if directory is not None:
+            raise ValueError(
+                f"directory={str(directory)!r} is for memories in a database; {place} is a directory"
+            )
+        return Path(place).expanduser(), None
+    if directory is None:
+        raise ValueError(
+            "memories in a database need directory=, where this process has turns that wait and its audit log"
+        )
+    home = Path(directory).expanduser()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home, _native.DirectoryLock(home)
