@@ -32,6 +32,22 @@ class DatabaseError(StrataError, OSError):
     """
 
 
+class NotInstalledError(StrataError, ModuleNotFoundError):
+    """Something that a part of the package needs is not installed.
+
+    Args:
+        message: what is missing, and what for.
+        hint: the command that installs it.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.message, self.hint = message, hint
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}"
+
+
 class RefusedError(StrataError, ValueError):
     """A text has a secret or personal data that the memory's policy refuses; nothing was stored.
 
@@ -50,6 +66,7 @@ __all__ = [
     "DiskFullError",
     "LockedError",
     "MemoryNotFoundError",
+    "NotInstalledError",
     "PagesLostError",
     "PagesLostWarning",
     "RamFullError",

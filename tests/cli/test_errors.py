@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_debug_shows_the_traceback(run, tmp_path):
     assert "absent.txt" in err
 
 
-def test_a_message_that_says_what_to_install_needs_no_hint():
-    message = "memories in PostgreSQL need psycopg: pip install 'stratakv[postgres]'"
-    assert explain(ImportError(message)) == (message, None)
+def test_what_is_not_installed_says_how_to_install_it():
+    error = errors.NotInstalledError(
+        "memories in PostgreSQL need psycopg", "pip install 'stratakv[postgres]'"
+    )
+    assert explain(error) == ("memories in PostgreSQL need psycopg", "pip install 'stratakv[postgres]'")
+    assert str(error) == "memories in PostgreSQL need psycopg: pip install 'stratakv[postgres]'"
+    assert isinstance(error, ImportError)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.hint) == (str(error), error.hint)
+    # A message that only mentions the words has no hint by that.
+    assert explain(FileNotFoundError("pip install notes.txt")) == ("pip install notes.txt", None)

@@ -1,14 +1,23 @@
 """What went wrong, in one line, and what to do next.
 
-Errors of the engine are recognised by class name, so that explaining an error never imports
-the engine or torch.
+Errors of the engine are recognised by class name, and others by what they know of themselves, so that
+explaining an error never imports the engine or torch.
 """
 
 from __future__ import annotations
 
 import errno
+from typing import Protocol, runtime_checkable
 
 __all__ = ["CommandError", "UsageError", "explain"]
+
+
+@runtime_checkable
+class Hinted(Protocol):
+    """An error that says itself what to do next, as `stratakv.errors.NotInstalledError`."""
+
+    message: str
+    hint: str | None
 
 
 class CommandError(Exception):
@@ -49,14 +58,12 @@ BUG_HINT = "add --debug for the traceback"
 
 def explain(error: BaseException) -> tuple[str, str | None]:
     """One line that says what is wrong, and a hint, where there is one."""
-    if isinstance(error, CommandError):
+    if isinstance(error, Hinted):
         return error.message, error.hint
     message = _first_line(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return message, HINTS["DiskFullError"]
     names = [cls.__name__ for cls in type(error).__mro__]
-    if "pip install" in message:
-        return message, None
     hint = next((HINTS[name] for name in names if name in HINTS), None)
     if hint is not None:
         return message, hint

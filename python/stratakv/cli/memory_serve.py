@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
-from stratakv.cli.errors import CommandError
 from stratakv.cli.memory import open_memory, place_of
 from stratakv.cli.output import Output
+from stratakv.errors import NotInstalledError
 
 __all__ = ["serve"]
 
@@ -16,10 +16,10 @@ def serve(args: argparse.Namespace, out: Output) -> int:
     """Serves until the client closes stdin.
 
     Raises:
-        CommandError: the SDK is not installed.
+        NotInstalledError: the SDK is not installed.
     """
     if importlib.util.find_spec("mcp") is None:
-        raise CommandError("the server's SDK is not installed", "pip install 'stratakv[mcp]'")
+        raise NotInstalledError("the server's SDK is not installed", "pip install 'stratakv[mcp]'")
     from stratakv.engram.server import make_server
 
     with open_memory(args, out, background=True) as memory:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratakv.cli.errors import CommandError, UsageError
 from stratakv.cli.output import Output
+from stratakv.errors import NotInstalledError
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def find_model(path: str | None) -> ModelSource:
     """The model that `--model` means; None is the demo's.
 
     Raises:
-        CommandError: the demo's model is not installed.
+        NotInstalledError: the demo's model is not installed.
         UsageError: the path exists but holds no model.
     """
     if path is None:
@@ -122,13 +123,14 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
         out: told, on a terminal, that this takes a while.
 
     Raises:
-        CommandError: transformers is missing or cannot read the model.
+        CommandError: transformers cannot read the model.
+        NotInstalledError: transformers is missing.
     """
     start = time.perf_counter()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if importlib.util.find_spec("transformers") is None:
-        raise CommandError("transformers is not installed", "pip install 'stratakv[demo]'")
+        raise NotInstalledError("transformers is not installed", "pip install 'stratakv[demo]'")
     chosen = default_dtype() if dtype == "auto" else dtype
     first_time = source.gguf_file is not None and not _is_kept(_copy_place(source, chosen))
     what = f"unpacking {source.name}, once, to {_cache_root()}" if first_time else f"loading {source.name}"
@@ -136,6 +138,8 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
         try:
             location = _unpacked(source, chosen) if source.gguf_file else source.location
             model, tokenizer = _read(location, chosen)
+        except NotInstalledError:
+            raise
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CommandError(f"cannot load the model {source.name}: {reason}", INSTALL_HINT) from error
@@ -172,7 +176,7 @@ def _demo_model() -> ModelSource:
     # find_spec, not import: the package's own module needs a program that we do not.
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     if spec is None or spec.origin is None:
-        raise CommandError("the demo's model is not installed", INSTALL_HINT)
+        raise NotInstalledError("the demo's model is not installed", INSTALL_HINT)
     place = Path(spec.origin).parent
     gguf_files = sorted(place.glob("*.gguf"))
     if not gguf_files:

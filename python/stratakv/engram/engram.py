@@ -65,7 +65,7 @@ class Engram:
             LockedError: another process has the directory open.
             SettingsMismatchError: its vectors are another embedder's.
             DatabaseError: the database can't be used; the message says what to do.
-            ImportError: with an address, where `stratakv[postgres]` is not installed.
+            NotInstalledError: with an address, where `stratakv[postgres]` is not installed.
             ValueError: another `embedder` text, or an address that is none.
         """
         if isinstance(embedder, str):

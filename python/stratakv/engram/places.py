@@ -21,7 +21,7 @@ def open_engine(place: str | os.PathLike[str], *, embedder: tuple[str, int] | No
         LockedError: another process has the directory open.
         SettingsMismatchError: the vectors there are another embedder's.
         DatabaseError: the database can't be used; the message says what to do.
-        ImportError: what speaks with the database is not installed.
+        NotInstalledError: what speaks with the database is not installed.
         ValueError: an address that is none.
     """
     if not is_url(place):

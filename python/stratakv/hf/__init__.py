@@ -1,12 +1,14 @@
 """The only home of `import transformers`: caches that Hugging Face models accept."""
 
+from stratakv.errors import NotInstalledError
+
 try:
     import transformers as _transformers  # noqa: F401
 except ImportError as error:
     if error.name != "transformers":  # installed, but something it needs is not
         raise
-    raise ImportError(
-        "stratakv.TieredCache needs transformers 5.15 or later: pip install 'stratakv[hf]'"
+    raise NotInstalledError(
+        "stratakv.TieredCache needs transformers 5.15 or later", "pip install 'stratakv[hf]'"
     ) from error
 
 from stratakv.hf.attachment import Attachment, attach

@@ -13,6 +13,8 @@ from transformers.cache_utils import (
     get_layer_types_and_kwargs,
 )
 
+from stratakv.errors import NotInstalledError
+
 MIN_VERSION = (5, 15)
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
@@ -34,12 +36,12 @@ def check_version() -> None:
     """Refuses a transformers whose cache contract is another one.
 
     Raises:
-        ImportError: older than 5.15.
+        NotInstalledError: older than 5.15.
     """
     if VERSION < MIN_VERSION:
-        raise ImportError(
-            f"stratakv.TieredCache needs transformers 5.15 or later, found {transformers.__version__}: "
-            "pip install 'stratakv[hf]'"
+        raise NotInstalledError(
+            f"stratakv.TieredCache needs transformers 5.15 or later, found {transformers.__version__}",
+            "pip install 'stratakv[hf]'",
         )
 
 

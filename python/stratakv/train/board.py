@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stratakv.errors import NotInstalledError
 from stratakv.train.loop import Step
 
 
@@ -17,13 +18,13 @@ def open_board(directory: Path, history: Iterable[Step]) -> Any:
         history: the updates so far.
 
     Raises:
-        ModuleNotFoundError: tensorboard is not installed.
+        NotInstalledError: tensorboard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise ModuleNotFoundError(
-            "--tensorboard needs tensorboard: pip install 'stratakv[tensorboard]'"
+        raise NotInstalledError(
+            "event files need tensorboard", "pip install 'stratakv[tensorboard]'"
         ) from error
     for old in directory.glob("events.out.tfevents.*"):
         old.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stratakv.errors import NotInstalledError
+
 try:
     import pgvector.psycopg
     import psycopg
@@ -10,9 +12,9 @@ try:
     import psycopg.sql
     import psycopg_pool
 except ImportError as error:
-    raise ImportError(
-        f"memories in PostgreSQL need psycopg, psycopg_pool and pgvector ({error}): "
-        "pip install 'stratakv[postgres]'"
+    raise NotInstalledError(
+        f"memories in PostgreSQL need psycopg, psycopg_pool and pgvector ({error})",
+        "pip install 'stratakv[postgres]'",
     ) from error
 
 __all__ = ["pgvector", "psycopg", "psycopg_pool"]
