@@ -15,7 +15,7 @@ import torch
 from stratakv import fp8
 from stratakv.nn import HyperConnections, MemoryConfig, StrataLM, StreamHead, TransformerConfig
 from stratakv.train import Muon, TrainConfig, Trainer, draw_batch, make_optimizers
-from stratakv.train.optimizers import orthogonalize
+from stratakv.train.optimizers import EachAlone, orthogonalize
 from stratakv.train.plot import loss_plot
 
 SIZES = {"vocab_size": 32, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48}
@@ -314,6 +314,11 @@ def test_tables_of_memories_learn_faster_and_do_not_decay(optimizer, tmp_path):
     again = trainer_of(tmp_path / "checkpoint.safetensors", config, memory=memory)
     assert again.resume()
     assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
+
+
+def test_an_optimizer_that_updates_each_parameter_says_how():
+    with pytest.raises(TypeError, match="update"):
+        EachAlone([torch.zeros(3)], {"lr": 1.0})
 
 
 def test_orthogonalize():

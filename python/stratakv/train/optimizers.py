@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -44,7 +45,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return near
 
 
-class EachAlone(torch.optim.Optimizer):
+class EachAlone(torch.optim.Optimizer, ABC):
     """An optimizer that updates each parameter by itself, given its gradient and its group's options."""
 
     @overload
@@ -61,9 +62,9 @@ class EachAlone(torch.optim.Optimizer):
                     self.update(parameter, parameter.grad, group)
         return None
 
+    @abstractmethod
     def update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         """Of one parameter."""
-        raise NotImplementedError
 
 
 class Muon(EachAlone):
