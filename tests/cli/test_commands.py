@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 
@@ -165,6 +166,62 @@ def test_ask_reads_a_part_of_a_long_text_and_goes_on_with_it(run_json, run, tmp_
     with pytest.raises(SystemExit):
         run("ask", long, "what?", "--budget", 10)
     assert "from 256 on, and all" in capsys.readouterr().err
+
+
+@pytest.fixture
+def cpu_as_gpu(monkeypatch):
+    """The CPU stands in for a GPU: what a hot tier keeps is then kept in RAM, and read by plain PyTorch."""
+    monkeypatch.setattr("stratakv.hf.arguments.is_gpu", lambda device: True)
+
+
+@pytest.mark.usefixtures("cpu_as_gpu")
+def test_a_hot_tier_answers_as_the_engine_does(run_json, chat, tmp_path, tiny_model):
+    long = tmp_path / "long.txt"
+    long.write_text("".join(f"Line {number} says {number * 7 % 13}. " for number in range(150)))
+
+    def ask(*options):
+        return run_json(
+            "ask", long, "what?", "--model", tiny_model, "--directory", tmp_path / "s", "--max-new-tokens", 8,
+            "--dtype", "float32", "--budget", 512, *options,
+        )  # fmt: skip
+
+    plain, hot = ask(), ask("--hot", "2MiB", "--device", "cpu")
+    assert hot["answer"] == plain["answer"]
+    assert hot["sources"] == plain["sources"]
+    assert hot["device"] == plain["device"] == "cpu"
+    assert "hot" not in plain
+    assert hot["hot"]["limit_bytes"] == 2 << 20
+    assert hot["hot"]["hits"] > 0
+    _, said = chat("word " * 300 + "\n/stats\n", "--hot", "2MiB", "--budget", "256")
+    assert re.search(r"hot \d+KiB of 2MiB, ram", said)
+    assert "--hot" not in said
+    chat("hello\n", "--budget", "all", "--session", "exact")
+    _, said = chat("again\n", "--hot", "2MiB", "--session", "exact")
+    assert "--hot keeps nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--hot", "1GiB", "--device", "cpu"], "leave --hot out: without a GPU"),
+        (["--device", "cuda:999"], "PyTorch finds no such device here"),
+        (["--device", "tpu"], "accepted are auto, cpu, cuda, cuda:N and mps"),
+        (["--device", "cuda:x"], "accepted are auto"),
+    ],
+)
+@pytest.mark.parametrize("command", [["ask", "TEXT", "what?"], ["chat"], ["eval"]])
+def test_what_a_device_needs_is_said(command, arguments, said, run, document, tiny_model):
+    command = [str(document) if word == "TEXT" else word for word in command]
+    code, _, err = run(*command, "--model", tiny_model, *arguments)
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.usefixtures("cpu_as_gpu")
+def test_a_hot_tier_needs_a_budget(run, document, tiny_model):
+    code, _, err = run("ask", document, "q", "--model", tiny_model, "--budget", "all", "--hot", "1GiB")
+    assert code == 2
+    assert "give --budget TOKENS, or leave --hot out" in err
 
 
 def test_a_conversation_goes_on_as_it_was_begun(chat):

@@ -55,6 +55,21 @@ def test_every_task_is_asked_and_reported(asked, capsys, tmp_path):
     }
 
 
+def test_a_hot_tier_predicts_as_the_engine_does(asked, capsys, monkeypatch, tmp_path):
+    # The CPU stands in for a GPU.
+    monkeypatch.setattr("stratakv.hf.arguments.is_gpu", lambda device: True)
+    scores = []
+    for number, hot in enumerate(([], ["--hot", "2MiB"])):
+        assert asked("--tasks", "perplexity", "--lengths", "1K", "--budget", "256", *hot, "--report",
+                     str(tmp_path / f"report-{number}.json")) == 0  # fmt: skip
+        report = json.loads(capsys.readouterr().out)
+        scores.append(report["results"][0]["score"])
+        assert report["settings"]["hot"] == (2 << 20 if hot else None)
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+    assert asked("--tasks", "perplexity", "--lengths", "1K", "--budget", "256", "--hot", "24KiB") == 1
+    assert "raise hot=" in capsys.readouterr().err
+
+
 def test_the_texts_are_removed_when_all_is_answered(asked, capsys, tmp_path):
     assert asked("--lengths", "1K", "--count", "4") == 0
     capsys.readouterr()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
+from stratakv.cli.devices import Placement
 from stratakv.cli.documents import Document, Lines
 from stratakv.cli.errors import UsageError
 from stratakv.cli.files import read_texts
@@ -51,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_tier_options(parser, ram="256MiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
+    options.add_device_options(parser)
     options.add_decoding_options(parser, max_new_tokens=256)
     options.add_progress_option(parser)
     options.add_json_option(parser)
@@ -85,8 +87,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
 
+    placement = Placement.of(args)
     give_large_blocks_back()
-    loaded = load(source, args.dtype, out=out)
+    loaded = load(source, args.dtype, out=out, device=placement.device)
     prompt = _prompt(loaded, document, args)
     with (
         Interrupt() as interrupt,
@@ -98,6 +101,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             ram=args.ram,
             disk_limit=args.disk_limit,
             name=prompt.session,
+            hot=placement.hot,
         ) as cache,
     ):
         if cache.attachment is None:
@@ -112,7 +116,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 f"session {prompt.session}; the same command goes on from there"
             )
             return 130
-        _tell(report, cache, out)
+        _tell(report | placement.described(cache), cache, out)
         return 130 if interrupt.requested else 0
 
 

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from stratakv.cli import options
+from stratakv.cli.devices import Placement
 from stratakv.cli.errors import UsageError
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
@@ -42,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_tier_options(parser, ram="256MiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
+    options.add_device_options(parser)
     options.add_decoding_options(parser, max_new_tokens=256)
     parser.add_argument(
         "--memory",
@@ -60,8 +62,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if (args.memory is None) != (args.user is None):
         raise UsageError("--memory and --user belong together", "memories are kept for each user apart")
     source = find_model(args.model)
+    placement = Placement.of(args)
     give_large_blocks_back()
-    loaded = load(source, args.dtype, out=out)
+    loaded = load(source, args.dtype, out=out, device=placement.device)
     limits = {"ram": args.ram, "disk_limit": args.disk_limit}
     with contextlib.ExitStack() as stack:
         recollection = None
@@ -72,7 +75,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 Recollection(args.memory, user=args.user, session=name, out=out)
             )
         cache = stack.enter_context(
-            open_selecting(loaded.model, args.directory, name=name, budget=args.budget, out=out, **limits)
+            open_selecting(
+                loaded.model,
+                args.directory,
+                name=name,
+                budget=args.budget,
+                out=out,
+                hot=placement.hot,
+                **limits,
+            )
         )
         chat = Chat(loaded, cache, args, out, recollection)
         chat.ids = saved_ids(args.directory, name, **limits)

@@ -265,8 +265,15 @@ class TextStream:
 def tiers_of(cache: Tiered) -> Tiers:
     """Where the cache's bytes are now."""
     stats = cache.stats()
-    ram, disk = stats["ram"], stats["disk"]
-    return Tiers(ram["used_bytes"], ram["limit_bytes"], disk["used_bytes"], disk["limit_bytes"])
+    ram, disk, hot = stats["ram"], stats["disk"], stats.get("hot", {})
+    return Tiers(
+        ram["used_bytes"],
+        ram["limit_bytes"],
+        disk["used_bytes"],
+        disk["limit_bytes"],
+        hot.get("used_bytes"),
+        hot.get("limit_bytes"),
+    )
 
 
 def peak_rss_bytes() -> int | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import eval_memory, options
+from stratakv.cli.devices import Placement
 from stratakv.cli.errors import UsageError
 from stratakv.cli.eval_report import PERPLEXITY, Report
 from stratakv.cli.files import read_texts
@@ -102,6 +103,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_tier_options(parser, ram="1GiB")
     options.add_directory_option(parser)
     options.add_model_options(parser)
+    options.add_device_options(parser)
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -142,8 +144,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     from stratakv.cli.engine import Interrupt, StoppedError
 
+    placement = Placement.of(args)
     give_large_blocks_back()
-    loaded = load(source, args.dtype, out=out)
+    loaded = load(source, args.dtype, out=out, device=placement.device)
     report = Report(
         args.report,
         {
@@ -154,6 +157,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "text": args.text or "the standard library of Python",
             "count": args.count,
             "seed": args.seed,
+            # A device estimates every block, without sketches: other blocks may be read.
+            "hot": placement.hot,
         },
     )
     with Interrupt() as interrupt:
@@ -297,7 +302,13 @@ class Examiner:
         limits = {"ram": args.ram, "disk_limit": args.disk_limit}
         self.sessions.append(name)
         with open_selecting(
-            self.loaded.model, args.directory, budget=args.budget, out=self.out, name=name, **limits
+            self.loaded.model,
+            args.directory,
+            budget=args.budget,
+            out=self.out,
+            name=name,
+            hot=args.hot,
+            **limits,
         ) as cache:
             # A resumed session holds back its last token: one to compute is a text that is known.
             if cache.match(context) < len(context) - 1:

@@ -101,26 +101,35 @@ def find_model(path: str | None) -> ModelSource:
     )
 
 
-def default_dtype() -> str:
-    """bfloat16 where the CPU multiplies it natively, else float32.
+def default_dtype(device_type: str = "cpu") -> str:
+    """bfloat16 on CUDA and where the CPU multiplies it natively, else float32.
 
     SmolLM2-135M on two cores with AVX-512 BF16: prefill in chunks of 512 runs 1.5 to 2.9 times as
     fast in bfloat16, decoding the same. Without the instructions bfloat16 is emulated and slower.
     """
     import torch
 
+    if device_type != "cpu":
+        return "bfloat16" if device_type == "cuda" else "float32"
     if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         return "bfloat16"
     return "bfloat16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "float32"
 
 
-def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None) -> LoadedModel:
+def load(
+    source: ModelSource,
+    dtype: str = "auto",
+    *,
+    out: Output | None = None,
+    device: torch.device | None = None,
+) -> LoadedModel:
     """Loads model and tokenizer for inference, quietly.
 
     Args:
         source: where the model is.
         dtype: "auto", "float32" or "bfloat16".
         out: told, on a terminal, that this takes a while.
+        device: where the model goes; None is the CPU.
 
     Raises:
         CommandError: transformers cannot read the model.
@@ -131,13 +140,14 @@ def load(source: ModelSource, dtype: str = "auto", *, out: Output | None = None)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if importlib.util.find_spec("transformers") is None:
         raise NotInstalledError("transformers is not installed", "pip install 'stratakv[demo]'")
-    chosen = default_dtype() if dtype == "auto" else dtype
+    chosen = default_dtype("cpu" if device is None else device.type) if dtype == "auto" else dtype
     first_time = source.gguf_file is not None and not _is_kept(_copy_place(source, chosen))
     what = f"unpacking {source.name}, once, to {_cache_root()}" if first_time else f"loading {source.name}"
     with (out or Output()).busy(what), _quiet():
         try:
             location = _unpacked(source, chosen) if source.gguf_file else source.location
             model, tokenizer = _read(location, chosen)
+            model.to(device or "cpu")
         except NotInstalledError:
             raise
         except (OSError, ValueError, ImportError) as error:

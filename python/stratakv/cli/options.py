@@ -9,6 +9,7 @@ from stratakv import sizes
 __all__ = [
     "add_budget_option",
     "add_decoding_options",
+    "add_device_options",
     "add_directory_option",
     "add_json_option",
     "add_look_option",
@@ -154,6 +155,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=512,
         metavar="TOKENS",
         help="tokens per step of the prefill (default: %(default)s)",
+    )
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """`--device` and `--hot`; `stratakv.cli.devices` says what they mean on a machine."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where the model runs: auto (a GPU with CUDA if there is one), cpu, cuda, cuda:N or mps "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hot",
+        type=size,
+        default=None,
+        metavar="SIZE",
+        help="on a GPU: bytes of its memory, such as 4GiB, for the pages that steps read; without it "
+        "steps copy there all that they attend to",
     )
 
 

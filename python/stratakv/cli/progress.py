@@ -33,18 +33,23 @@ class Tiers:
     ram_limit_bytes: int | None
     disk_bytes: int
     disk_limit_bytes: int | None = None
+    hot_bytes: int | None = None
+    hot_limit_bytes: int | None = None
 
     def as_dict(self) -> dict[str, dict[str, int | None]]:
-        """For `--json`."""
+        """For `--json`; what a hot tier holds and counted is reported apart."""
         return {
             "ram": {"bytes": self.ram_bytes, "limit_bytes": self.ram_limit_bytes},
             "disk": {"bytes": self.disk_bytes, "limit_bytes": self.disk_limit_bytes},
         }
 
     def describe(self) -> str:
-        """`ram 61.2 MiB of 64.0 MiB, disk 70.1 MiB`."""
+        """`ram 61.2 MiB of 64.0 MiB, disk 70.1 MiB`, and before it a hot tier where there is one."""
+        hot = ""
+        if self.hot_bytes is not None:
+            hot = f"hot {sizes.format_bytes(self.hot_bytes)}{_of(self.hot_limit_bytes)}, "
         ram = sizes.format_bytes(self.ram_bytes) + _of(self.ram_limit_bytes)
-        return f"ram {ram}, disk {sizes.format_bytes(self.disk_bytes)}{_of(self.disk_limit_bytes)}"
+        return f"{hot}ram {ram}, disk {sizes.format_bytes(self.disk_bytes)}{_of(self.disk_limit_bytes)}"
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,12 @@ def open_selecting(
     ram: int,
     disk_limit: int | None = None,
     name: str | None = None,
+    hot: int | None = None,
 ) -> Iterator[TieredCache]:
     """A cache of which each step reads `budget` tokens, the model attached for as long as it is open.
 
     Reads everything where that is asked for, where the session was made so, and where the model cannot be
-    attached, which is said.
+    attached, which is said; then nothing is kept in a GPU's memory.
     """
     from stratakv import TieredCache, attach
     from stratakv.hf.attention import UnsupportedModelError
@@ -85,7 +86,10 @@ def open_selecting(
             except UnsupportedModelError as reason:
                 out.note(f"each step reads the whole text: {reason}")
                 budget = None
-        cache = TieredCache.open(model, directory, name=name, budget=budget, **limits)
+        if hot is not None and budget is None:
+            out.note("--hot keeps nothing: it is for steps that read a part of the text")
+            hot = None
+        cache = TieredCache.open(model, directory, name=name, budget=budget, hot=hot, **limits)
         yield stack.enter_context(cache)
 
 

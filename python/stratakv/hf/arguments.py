@@ -39,6 +39,11 @@ def check_page_tokens(page_tokens: int) -> None:
         )
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether a device has memory of its own, which the engine does not use."""
+    return device.type not in {"cpu", "meta"}
+
+
 def gpu_of(model: nn.Module) -> torch.device:
     """The device of a model's weights, on which a hot tier keeps pages.
 
@@ -46,7 +51,7 @@ def gpu_of(model: nn.Module) -> torch.device:
         ValueError: the CPU, whose memory the engine uses already.
     """
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    if device.type in {"cpu", "meta"}:
+    if not is_gpu(device):
         raise ValueError(
             f"hot= keeps pages in a GPU's memory, and the model is on {device}, where the engine attends by "
             "itself: leave it out"
