@@ -110,7 +110,7 @@ def test_the_hot_tier_reads_what_the_engine_reads(loaded):
     ):
         model(ids[:, :1600], **cache_kwargs(cache))
         hot = cache.fork()
-        hot._keep_hot(16 << 20, torch.device("cpu"))
+        hot._keep_hot(16 << 20, [torch.device("cpu")])
         same = total = 0
         for token in ids[:, 1600:].split(1, dim=1):
             engine, found = (model(token, **cache_kwargs(one)).logits for one in (cache, hot))

@@ -20,7 +20,7 @@ LIMIT = 1 << 20
 
 def open_hot(model, budget=SMALL, limit=LIMIT, **options):
     cache = open_cache(model, budget, **options)
-    cache._keep_hot(limit, CPU)
+    cache._keep_hot(limit, [CPU])
     return cache
 
 
@@ -123,9 +123,9 @@ def test_what_it_needs_is_said():
         with pytest.raises(ValueError, match="the model is on cpu"):
             open_cache(model, SMALL, hot="1MiB")
         with open_cache(model, None, precision="mixed") as cache, pytest.raises(ValueError, match="budget"):
-            cache._keep_hot(LIMIT, CPU)
+            cache._keep_hot(LIMIT, [CPU])
         with open_cache(model, SMALL, precision="full") as cache, pytest.raises(ValueError, match="mixed"):
-            cache._keep_hot(LIMIT, CPU)
+            cache._keep_hot(LIMIT, [CPU])
         small = Selection(budget=176, sinks=16, window=32, dense_below=0)
         with open_hot(model, small, limit=20_000) as cache, pytest.raises(ValueError, match="raise hot="):
             _run(model, {"input_ids": prompt(400)}, cache, **MODES["greedy"])

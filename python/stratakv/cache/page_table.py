@@ -125,6 +125,8 @@ class PageTable:
         self.planes = planes
         self.reads_disk = store.settings.directory is not None
         self.geometry: list[LayerGeometry | None] = [None] * num_slots
+        # Where each slot's tensors last came from; None before the first.
+        self.devices: list[torch.device | None] = [None] * num_slots
         self.epoch = 0
         self.selection: Selection | None = None
         self.dense_prefill_below: float = math.inf
@@ -175,6 +177,7 @@ class PageTable:
             raise ValueError(f"this layer holds {held}; {geometry} cannot be appended")
         self.native.append(slot, _row_major(keys), _row_major(values))
         self.geometry[slot] = geometry
+        self.devices[slot] = keys.device
 
     def snapshot(self, slot: int, device: torch.device) -> Snapshot:
         """What the slot holds now, to be read on `device`.
@@ -268,6 +271,7 @@ class PageTable:
             self._kv.reset()
         self.focused = []
         self.geometry = [None] * self.num_slots
+        self.devices = [None] * self.num_slots
         self.epoch += 1
 
     def fork(self) -> PageTable:
@@ -280,6 +284,7 @@ class PageTable:
         twin.planes = self.planes
         twin.reads_disk = self.reads_disk
         twin.geometry = list(self.geometry)
+        twin.devices = list(self.devices)
         twin.epoch = 0
         twin.selection = self.selection
         twin.dense_prefill_below = self.dense_prefill_below

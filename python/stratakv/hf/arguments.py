@@ -44,19 +44,23 @@ def is_gpu(device: torch.device) -> bool:
     return device.type not in {"cpu", "meta"}
 
 
-def gpu_of(model: nn.Module) -> torch.device:
-    """The device of a model's weights, on which a hot tier keeps pages.
+def gpus_of(model: nn.Module) -> list[torch.device]:
+    """The devices of a model's weights, on which hot tiers keep pages.
+
+    Layers on the CPU are left to the engine, which attends there by itself.
 
     Raises:
-        ValueError: the CPU, whose memory the engine uses already.
+        ValueError: there is no other.
     """
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    if not is_gpu(device):
+    devices = list(dict.fromkeys(weight.device for weight in model.parameters()))
+    found = [device for device in devices if is_gpu(device)]
+    if not found:
+        where = ", ".join(map(str, devices)) or "no device"
         raise ValueError(
-            f"hot= keeps pages in a GPU's memory, and the model is on {device}, where the engine attends by "
+            f"hot= keeps pages in a GPU's memory, and the model is on {where}, where the engine attends by "
             "itself: leave it out"
         )
-    return device
+    return found
 
 
 def is_mixed(

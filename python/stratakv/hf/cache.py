@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
-from stratakv.attention.device.tier import HotTier
+from stratakv.attention.device.tiers import HotTiers
 from stratakv.cache.page_table import PageTable
 from stratakv.cache.selection import BLOCK_TOKENS, Look, Selection
 from stratakv.cache.store import Store
@@ -24,7 +24,7 @@ from stratakv.hf.arguments import (
     check_config,
     check_page_tokens,
     common_prefix,
-    gpu_of,
+    gpus_of,
     is_mixed,
     one_row,
     session_or_none,
@@ -135,8 +135,8 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 their own, what restores 16 bits, so that RAM may hold half the bytes. None is the session's
                 own, else "mixed" with a budget and "full" without. Mixed only for a model that is attached.
             hot: for a model on a GPU, bytes of its memory ("4GiB") in which steps of decoding keep the pages
-                that they read; needs a budget and mixed precision. None copies what is attended to there for
-                each step.
+                that they read; needs a budget and mixed precision. Of each GPU where layers are on several.
+                None copies what is attended to there for each step.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -183,7 +183,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             self.name = name
             self.select(budget)
             if hot is not None:
-                self._keep_hot(parse_bytes(hot, name="hot"), gpu_of(model), policy)
+                self._keep_hot(parse_bytes(hot, name="hot"), gpus_of(model), policy)
             if saved is not None:
                 self._resume(saved)
         except BaseException:
@@ -191,11 +191,11 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             raise
         return self
 
-    def _keep_hot(self, limit_bytes: int, device: torch.device, policy: str = "auto") -> None:
-        """From now on steps of decoding on that device keep pages there."""
+    def _keep_hot(self, limit_bytes: int, devices: list[torch.device], policy: str = "auto") -> None:
+        """From now on steps of decoding on these devices keep pages there."""
         if self._table.selection is None:
             raise ValueError("hot= keeps what a step selects: give the cache a budget")
-        self._table.hot = HotTier(self._table, limit_bytes, device, policy=policy)
+        self._table.hot = HotTiers(self._table, limit_bytes, devices, policy=policy)
 
     def _build(
         self,

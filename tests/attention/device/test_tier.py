@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratakv.attention.device.tier import HotTier
+from stratakv.attention.device.tiers import HotTiers
 from stratakv.cache import PageTable, Store
 from stratakv.cache.rotary import Rotary
 from stratakv.cache.selection import Selection
@@ -183,6 +184,68 @@ def test_a_focus_is_read_by_all_heads(own):
     assert_same_step(table, tier)
     table.focus([], 0)
     assert_same_step(table, tier)
+
+
+META = torch.device("meta")  # computes nothing: a place that is not the CPU
+
+
+def test_each_device_has_a_tier_of_its_own():
+    table = make_table(slots=2)
+    table.hot = HotTiers(table, 8 << 20, [CPU, META])
+    assert all(table.hot.serves(0, 1, device) for device in (CPU, META))
+    assert not table.hot.serves(0, 1, torch.device("cuda"))
+    assert_same_step(table, table.hot, slot=1)
+    assert [table.hot.attended(slot) for slot in (0, 1)] == [False, True]
+    on_cpu, elsewhere = table.hot.stats()["devices"]
+    assert (on_cpu["device"], elsewhere["device"]) == ("cpu", "meta")
+    assert on_cpu["misses"] > 0
+    assert elsewhere["pages"] == 0
+    assert table.hot.stats()["misses"] == on_cpu["misses"]
+    assert table.hot.stats()["limit_bytes"] == 16 << 20
+    fork = table.fork()
+    assert_same_step(fork, fork.hot, slot=1)
+    assert fork.hot.stats()["misses"] == table.hot.stats()["misses"]
+    table.hot.forget(1)
+    assert table.hot.read_blocks(1) is table.hot.read_shares(1) is table.hot.selected(1) is None
+    assert fork.hot.attended(1)
+    one = HotTiers(table, 8 << 20, [CPU])
+    assert_same_step(table, one)
+    assert "devices" not in one.stats()
+
+
+def test_a_device_s_slots_are_for_its_own_layers():
+    table = make_table(tokens=700, slots=1)
+    other = PageTable(table.store, num_slots=2, page_tokens=32, settings=table.rotary.settings(),
+                      rotary=table.rotary, planes=True)  # fmt: skip
+    other.select(table.selection, 1 << 20)
+    for slot, heads in enumerate((2, 4)):
+        grow(other, 700, slot=slot, heads=heads)
+    num_slots = {}
+    for name, devices in {"both here": [CPU, CPU], "not known": [None, None], "apart": [CPU, META]}.items():
+        other.devices = devices
+        tier = HotTier(other, 1 << 20, CPU)
+        assert_same_step(other, tier)
+        num_slots[name] = len(tier._pools._pair(other, 0).planes.codes)
+    assert num_slots["both here"] == num_slots["not known"]
+    assert num_slots["apart"] > 2.5 * num_slots["both here"]
+    # Its queries come here all the same: slots are made for both.
+    assert_same_step(other, tier, slot=1)
+    assert_same_step(other, tier)
+    assert len(tier._pools._pair(other, 0).planes.codes) == num_slots["both here"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_layers_on_two_gpus():
+    table = make_table(slots=2)
+    devices = [torch.device("cuda", number) for number in range(2)]
+    tiers = HotTiers(table, 8 << 20, devices)
+    for slot, device in enumerate(devices):
+        query = queries(table, slot=slot)
+        found = tiers.attend(slot, query.to(device), 0.2)
+        assert found.device == device
+        assert_close(found.cpu(), engine(table, query, 0.2, slot))
+    assert all(stats["misses"] > 0 for stats in tiers.stats()["devices"])
 
 
 def test_what_was_read_is_forgotten_with_another_attention():

@@ -106,16 +106,15 @@ class HotPools:
         return self._pairs[geometry]
 
     def _make(self, table: PageTable) -> dict[LayerGeometry, _Pair]:
-        """Pools for all layers, each geometry's by the bytes of its pages."""
-        counts = Counter(geometry for geometry in table.geometry if geometry is not None)
-        assert counts.total() == table.num_slots, "a step comes after a prefill of all layers"
-        weights = {
-            one: PlaneLayout.of_codes(one, table.page_tokens).page_bytes * count
-            for one, count in counts.items()
-        }
-        total = sum(weights.values())
+        """Pools for the device's layers, each geometry's by the bytes of its pages."""
+        weights: Counter[LayerGeometry] = Counter()
+        for geometry, device in zip(table.geometry, table.devices, strict=True):
+            assert geometry is not None, "a step comes after a prefill of all layers"
+            # Of a resumed session's layers it is not known yet.
+            if device in {None, self.device}:
+                weights[geometry] += PlaneLayout.of_codes(geometry, table.page_tokens).page_bytes
         return {
-            one: self._of_geometry(one, table.page_tokens, self.limit_bytes * weight // total)
+            one: self._of_geometry(one, table.page_tokens, self.limit_bytes * weight // weights.total())
             for one, weight in weights.items()
         }
 

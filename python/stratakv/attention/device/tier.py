@@ -90,6 +90,8 @@ class HotTier:
         """
         num_rows, num_queries, num_new, dim = query_BQTD.shape
         layer = self._layer(slot)
+        # Keys and values may have come from elsewhere.
+        self.table.devices[slot] = self.device
         query = query_BQTD.float().mul(scale).view(num_rows, layer.num_heads, -1, num_new, dim)
         first = self.table.length(slot) - num_new + 1
         # Where Triton launches; other devices need nothing.
