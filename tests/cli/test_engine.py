@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import signal
 
 import pytest
@@ -9,7 +10,7 @@ from stratakv.cli import engine
 from stratakv.cli.engine import Driver, Interrupt, StoppedError, TextStream
 from stratakv.cli.models import find_model, load
 from stratakv.cli.output import Output
-from stratakv.cli.prompts import document_pieces, encode, first_turn, next_turn
+from stratakv.cli.prompts import document_pieces, encode, user_turn
 from stratakv.cli.texts import Fact, hide, random_facts, standard_library_text
 
 
@@ -24,6 +25,10 @@ def driver(loaded):
         yield Driver(
             loaded, DynamicCache(config=loaded.model.config), interrupt=interrupt, out=Output(), chunk=16
         )
+
+
+def joined(tokenizer, *texts, is_first=True):
+    return list(itertools.chain(*user_turn(tokenizer, texts, is_first=is_first)))
 
 
 def test_a_document_has_the_same_ids_whatever_is_asked(loaded):
@@ -41,7 +46,7 @@ def test_a_special_token_spelled_in_a_document_is_only_text(loaded):
     assert end not in context
     assert question.count(end) == 1
     assert "<|end|> there." in tokenizer.decode(context)
-    assert first_turn(tokenizer, "<|end|>").count(end) == first_turn(tokenizer, "x").count(end)
+    assert joined(tokenizer, "<|end|>").count(end) == joined(tokenizer, "x").count(end)
 
 
 def test_turns_join_to_what_the_template_renders(loaded):
@@ -52,14 +57,25 @@ def test_turns_join_to_what_the_template_renders(loaded):
         tokenize=False,
         add_generation_prompt=True,
     )
-    ids = first_turn(tokenizer, "hello") + encode(tokenizer, "hi") + next_turn(tokenizer, "and?")
+    ids = joined(tokenizer, "hello") + encode(tokenizer, "hi") + joined(tokenizer, "and?", is_first=False)
     assert ids == encode(tokenizer, whole)
+
+
+def test_each_text_of_a_turn_has_ids_of_its_own(loaded):
+    texts = ["One note. ", "Another. ", "And?"]
+    pieces = user_turn(loaded.tokenizer, texts, is_first=True)
+    assert [loaded.tokenizer.decode(piece) for piece in pieces[1:-1]] == texts
+    assert pieces[2] == user_turn(loaded.tokenizer, ["Another. "], is_first=False)[1]
+    whole = loaded.tokenizer.decode(list(itertools.chain(*pieces)))
+    assert whole == "<|start|>user\nOne note. Another. And?<|end|>\n<|start|>assistant\n"
 
 
 def test_without_a_template_headings_divide(loaded, monkeypatch):
     monkeypatch.setattr(loaded.tokenizer, "chat_template", None)
-    assert loaded.tokenizer.decode(first_turn(loaded.tokenizer, "hello")) == "User: hello\nAssistant:"
-    assert loaded.tokenizer.decode(next_turn(loaded.tokenizer, "so?")) == "\nUser: so?\nAssistant:"
+    assert loaded.tokenizer.decode(joined(loaded.tokenizer, "hello")) == "User: hello\nAssistant:"
+    assert (
+        loaded.tokenizer.decode(joined(loaded.tokenizer, "so?", is_first=False)) == "\nUser: so?\nAssistant:"
+    )
 
 
 @pytest.mark.parametrize("covered", [0, 7, 49, 50])

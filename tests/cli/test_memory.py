@@ -253,6 +253,37 @@ class TestChat:
         assert texts[0] == "hello"
         assert not any("stratakv-memory" in text for text in texts)
 
+    def test_a_long_memory_is_put_whole_and_computed_once(self, chat, memory, tmp_path):
+        note = "The harbour plan. " + " ".join(
+            f"Pier {number} gets a crane of {number} tons." for number in range(40)
+        )
+        id = memory("remember", note)["id"]
+        remembering = ("--memory", tmp_path / "memory", "--user", "ana")
+        asked = "what does the harbour plan say of piers?\n"
+        code, first, err = chat(asked, *remembering, "--whole", 4000, session="one")
+        assert code == 0, err
+        assert id in first[0]["recalled"]
+        code, second, err = chat(asked + asked, *remembering, "--whole", 4000, session="two")
+        assert code == 0, err
+        tokens = first[0]["tokens"]
+        assert tokens["spliced"] > 100
+        assert second[0]["tokens"]["spliced"] >= tokens["spliced"]
+        assert tokens["prefilled"] + tokens["spliced"] + tokens["answer"] == tokens["total"]
+        # In the same session it is not put again.
+        assert second[1]["tokens"]["spliced"] == 0
+        assert list((tmp_path / "memory" / "pages").iterdir())
+        # Shortened where that is asked for; and where no pages are kept it is computed.
+        shortened = chat(asked, *remembering, "--whole", 0, session="three")[1][0]["tokens"]
+        assert shortened["spliced"] == 0
+        assert shortened["total"] < tokens["total"]
+        computed = chat(asked, *remembering, "--whole", 4000, "--budget", "all", session="four")[1][0][
+            "tokens"
+        ]
+        assert computed["spliced"] == 0
+        assert computed["prefilled"] > tokens["spliced"]
+        memory("forget", id)
+        assert not list((tmp_path / "memory" / "pages").iterdir())
+
     def test_what_is_refused_is_said_and_the_conversation_goes_on(self, chat, memory, tmp_path):
         key = "-----BEGIN PRIVATE KEY-----"
         code, turns, err = chat(f"{key}\nhello\n", "--memory", tmp_path / "memory", "--user", "ana")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
 from stratakv.cli.devices import Placement
@@ -21,9 +23,10 @@ from stratakv.cli.storage import check_name, open_selecting, saved_ids
 if TYPE_CHECKING:
     import torch
 
-    from stratakv import TieredCache
+    from stratakv import KeptPages, TieredCache
     from stratakv.cli.engine import Driver
     from stratakv.cli.recollection import Recollection
+    from stratakv.engram import Memory
 
 __all__ = ["configure", "run"]
 
@@ -33,6 +36,8 @@ HELP = """\
 /help        this
 /exit        leave (Ctrl-D too); the session is kept"""
 PROMPT = "> "
+WHOLE_TOKENS = 1000
+PAGES_SHARE = 8  # of the limits, which part is for the pages of memories
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +57,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="long-term memory: the model is shown what is known of --user; what is said is remembered",
     )
     parser.add_argument("--user", default=None, help="whose memories")
+    parser.add_argument(
+        "--whole",
+        type=options.natural,
+        metavar="TOKENS",
+        default=WHOLE_TOKENS,
+        help="how long recalled memories may be in a turn that are put whole, because they are longer than a "
+        "line; 0 shortens them (default: %(default)s)",
+    )
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -68,12 +81,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     limits = {"ram": args.ram, "disk_limit": args.disk_limit}
     with contextlib.ExitStack() as stack:
         recollection = None
+        for_pages: dict[str, Any] = {}
         if args.memory is not None:
             from stratakv.cli.recollection import Recollection
 
             recollection = stack.enter_context(
-                Recollection(args.memory, user=args.user, session=name, out=out)
+                Recollection(args.memory, user=args.user, session=name, whole_tokens=args.whole, out=out)
             )
+            for_pages = {what: limit and limit // PAGES_SHARE for what, limit in limits.items()}
+            limits = {what: limit and limit - for_pages[what] for what, limit in limits.items()}
         cache = stack.enter_context(
             open_selecting(
                 loaded.model,
@@ -85,7 +101,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 **limits,
             )
         )
-        chat = Chat(loaded, cache, args, out, recollection)
+        pages = None
+        if recollection is not None:
+            pages = stack.enter_context(recollection.keep_pages(loaded.model, **for_pages))
+        chat = Chat(loaded, cache, args, out, recollection=recollection, pages=pages)
         chat.ids = saved_ids(args.directory, name, **limits)
         chat.greet()
         return chat.talk()
@@ -100,7 +119,9 @@ class Chat:
         cache: TieredCache,
         args: argparse.Namespace,
         out: Output,
+        *,
         recollection: Recollection | None = None,
+        pages: KeptPages | None = None,
     ) -> None:
         self.loaded = loaded
         self.cache = cache
@@ -108,6 +129,7 @@ class Chat:
         self.args = args
         self.out = out
         self.recollection = recollection
+        self.pages = pages
         self.ids: list[int] = []  # the conversation's, the answers included
         self.interactive = sys.stdin.isatty()
 
@@ -177,11 +199,10 @@ class Chat:
 
     def _turn(self, text: str) -> None:
         from stratakv.cli.engine import Driver, Interrupt, StoppedError
-        from stratakv.cli.prompts import first_turn, next_turn
 
-        turn = next_turn if self.ids else first_turn
-        prompt = text if self.recollection is None else self.recollection.put_before(text)
-        ids = self.ids + turn(self.loaded.tokenizer, prompt)
+        held = int(self.cache.get_seq_length())
+        prompt, notes = (text, []) if self.recollection is None else self.recollection.put_before(text)
+        start = time.perf_counter()
         with Interrupt() as interrupt:
             driver = Driver(
                 self.loaded,
@@ -192,10 +213,12 @@ class Chat:
                 show=self.args.progress,
             )
             try:
+                ids, spliced = self._put_notes(driver, notes, prompt)
                 read = driver.prefill_question(ids, look=self.args.look)
             except StoppedError:
                 self._take_back()
                 return
+            seconds = time.perf_counter() - start
             tokens, answer = self._stream(driver, read.logits_V)
         self.ids = ids + tokens
         self.cache.save(self.name)
@@ -209,13 +232,40 @@ class Chat:
                     "question": text,
                     "answer": answer,
                     "session": self.name,
-                    "tokens": {"total": len(self.ids), "prefilled": read.tokens, "answer": len(tokens)},
-                    "seconds": {"prefill": read.seconds},
+                    "tokens": {
+                        "total": len(self.ids),
+                        "prefilled": len(ids) - held - spliced,
+                        "spliced": spliced,
+                        "answer": len(tokens),
+                    },
+                    "seconds": {"prefill": seconds},
                     **recalled,
                 }
             )
         if interrupt.requested:
             self.out.note("(answer stopped; what there is of it is kept)")
+
+    def _put_notes(self, driver: Driver, notes: Sequence[Memory], prompt: str) -> tuple[list[int], int]:
+        """The conversation's ids with the user's turn, and how many of them were spliced in already.
+
+        Memories that are put whole come first in the turn, each from its pages where these are kept.
+
+        Raises:
+            StoppedError: Ctrl-C.
+        """
+        from stratakv.cli.prompts import user_turn
+        from stratakv.engram.context import note_of
+
+        texts = [*map(note_of, notes), prompt]
+        opening, *whole, rest, closing = user_turn(self.loaded.tokenizer, texts, is_first=not self.ids)
+        ids, spliced = self.ids + opening, 0
+        for memory, note in zip(notes, whole, strict=True):
+            if self.pages is not None:
+                if self.cache.get_seq_length() < len(ids):
+                    driver.prefill(ids, quiet=True)
+                spliced += self.pages.put(self.cache, note, id=memory.id).spliced
+            ids = ids + note
+        return ids + rest + closing, spliced
 
     def _stream(self, driver: Driver, logits_V: torch.Tensor) -> tuple[list[int], str]:
         """Shows the answer while it is made; its tokens and its text."""

@@ -7,9 +7,10 @@ stored pages be found again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["document_pieces", "encode", "encode_text", "first_turn", "next_turn"]
+__all__ = ["document_pieces", "encode", "encode_text", "user_turn"]
 
 MARK = "\x1estratakv\x1e"  # stands for text that is put in later; templates pass it through
 
@@ -43,25 +44,28 @@ def document_pieces(tokenizer: Any, document: str, question: str) -> tuple[list[
     return context, encode_text(tokenizer, f"Question: {question}") + encode(tokenizer, after)
 
 
-def first_turn(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a conversation's first user turn, up to where the answer begins."""
-    rendered = _render(tokenizer, [("user", MARK)])
-    if rendered is None:
-        rendered = f"{_start(tokenizer)}User: {MARK}\nAssistant:"
-    return _fill(tokenizer, rendered, text)
+def user_turn(tokenizer: Any, texts: Sequence[str], *, is_first: bool) -> list[list[int]]:
+    """The ids of a user turn in pieces: what comes before its texts, each of these, what comes after.
+
+    What comes before a later turn is the end of the answer; what comes after leads to where the next begins.
+    The ids of a text depend on nothing else.
+    """
+    before, after = _frame(tokenizer, is_first=is_first).split(MARK)
+    return [
+        encode(tokenizer, before),
+        *(encode_text(tokenizer, text) for text in texts),
+        encode(tokenizer, after),
+    ]
 
 
-def next_turn(tokenizer: Any, text: str) -> list[int]:
-    """The ids that follow an answer: its end, then the next user turn, up to the next answer."""
+def _frame(tokenizer: Any, *, is_first: bool) -> str:
+    """A user turn's template, with a mark for its text."""
+    if is_first:
+        rendered = _render(tokenizer, [("user", MARK)])
+        return f"{_start(tokenizer)}User: {MARK}\nAssistant:" if rendered is None else rendered
     mark_answer = MARK[::-1]
     rendered = _render(tokenizer, [("user", "a"), ("assistant", mark_answer), ("user", MARK)])
-    tail = "\nUser: " + MARK + "\nAssistant:" if rendered is None else rendered.split(mark_answer)[1]
-    return _fill(tokenizer, tail, text)
-
-
-def _fill(tokenizer: Any, template: str, text: str) -> list[int]:
-    before, after = template.split(MARK)
-    return encode(tokenizer, before) + encode_text(tokenizer, text) + encode(tokenizer, after)
+    return "\nUser: " + MARK + "\nAssistant:" if rendered is None else rendered.split(mark_answer)[1]
 
 
 def _render(tokenizer: Any, turns: list[tuple[str, str]]) -> str | None:

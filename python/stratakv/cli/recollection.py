@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stratakv.cli.errors import explain
 from stratakv.cli.output import Output
 from stratakv.engram import AssistantMemory
 from stratakv.engram.assistant import PROFILE_TOKENS
+from stratakv.engram.memory import Memory
 from stratakv.errors import RefusedError
+
+if TYPE_CHECKING:
+    from stratakv import KeptPages
 
 # Seconds that leaving waits for what was said to be worked through; the rest is done at the next start.
 DRAIN_SECONDS = 30.0
@@ -19,11 +25,20 @@ class Recollection:
 
     The model sees what stays in its session: the profile is shown at first and when it has changed, and no
     memory twice.
+
+    Args:
+        directory: the memories'.
+        user: whose.
+        session: the conversation's name.
+        whole_tokens: how long recalled memories may be in a turn that are put whole, because they are longer
+            than a line.
+        out: told what is not remembered.
     """
 
-    def __init__(self, directory: str, *, user: str, session: str, out: Output) -> None:
+    def __init__(self, directory: str, *, user: str, session: str, whole_tokens: int, out: Output) -> None:
         self.out = out
         self.shown: list[int] = []  # numbers of what was put before the last text
+        self._whole_tokens = whole_tokens
         self._scope: dict[str, Any] = {"user": user}
         self._session = session
         self._known: set[int] = set()
@@ -39,8 +54,23 @@ class Recollection:
             self._memory.drain(DRAIN_SECONDS)
         self._memory.close()
 
-    def put_before(self, text: str) -> str:
-        """A text of the user's with what is known in front of it."""
+    @contextlib.contextmanager
+    def keep_pages(self, model: Any, *, ram: int, disk_limit: int | None) -> Iterator[KeptPages | None]:
+        """The pages of memories that are put whole; None where the model or the memory has none."""
+        from stratakv.hf import KeptPages
+
+        with contextlib.ExitStack() as stack:
+            pages = None
+            if self._whole_tokens:
+                # Models that are not attached, hybrids and databases keep none: texts are computed there.
+                with contextlib.suppress(ValueError):
+                    pages = stack.enter_context(
+                        KeptPages(self._memory, model, ram=ram, disk_limit=disk_limit, **self._scope)
+                    )
+            yield pages
+
+    def put_before(self, text: str) -> tuple[str, Sequence[Memory]]:
+        """A text of the user's with what is known in front of it; and what is put before that, whole."""
         changed = self._memory.profile(**self._scope).text != self._profile
         context = self._memory.context(
             text,
@@ -48,12 +78,13 @@ class Recollection:
             without_session=self._session,
             without=self._known,
             profile_tokens=PROFILE_TOKENS if changed else 0,
+            whole_tokens=self._whole_tokens,
         )
         self.shown = list(context.ids)
         self._known.update(context.ids)
         if changed:
             self._profile = context.profile.text
-        return f"{context.text}\n\n{text}" if context.text else text
+        return f"{context.text}\n\n{text}" if context.text else text, context.whole
 
     def observe(self, text: str, answer: str) -> None:
         """Remembers a turn of each; what the policy refuses is said, and not remembered."""

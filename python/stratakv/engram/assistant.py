@@ -280,6 +280,7 @@ class AssistantMemory(Engram):
         project: str | None = None,
         tokens: int = CONTEXT_TOKENS,
         profile_tokens: int = PROFILE_TOKENS,
+        whole_tokens: int = 0,
         without_session: str | None = None,
         without: Collection[int] = (),
         count: Callable[[str], int] = count_tokens,
@@ -295,6 +296,8 @@ class AssistantMemory(Engram):
             project: see `user`.
             tokens: how long what is recalled may be.
             profile_tokens: how long the profile may be; 0 for none.
+            whole_tokens: how long memories that are put whole may be, beside the block (`Context.whole`); in
+                the block a memory has at most 600 characters.
             without_session: a session whose turns are left out, as they are in the prompt anyway.
             without: numbers of memories that are left out.
             count: the tokens of a text; about a quarter of its bytes if not given.
@@ -310,7 +313,7 @@ class AssistantMemory(Engram):
             for one in found
             if one.memory.id not in left_out and not _is_of(one.memory, without_session)
         ]
-        return context_of(profile, memories, tokens=tokens, count=count)
+        return context_of(profile, memories, tokens=tokens, whole_tokens=whole_tokens, count=count)
 
     def forget(
         self,
