@@ -1,7 +1,7 @@
 """Engram: long-term memory in a directory or a database, found by words and by meaning."""
 
 from stratakv.engram.assistant import AssistantMemory, Observed
-from stratakv.engram.context import Context, Profile
+from stratakv.engram.context import Context, Profile, note_of
 from stratakv.engram.embedders import Embedder, FunctionEmbedder
 from stratakv.engram.engram import Engram
 from stratakv.engram.facts import Extracted, Extractor, Fact
@@ -32,4 +32,5 @@ __all__ = [
     "Recalled",
     "RuleExtractor",
     "Scope",
+    "note_of",
 ]
