@@ -54,8 +54,8 @@ def test_a_text_is_computed_once(memory, model):
     with KeptPages(memory, model, user="ana") as pages:
         first, logits = put_into_new(model, pages, id)
         again, same = put_into_new(model, pages, id)
-    assert (first.computed, first.spliced, first.kept) == (4, 96, False)
-    assert (again.computed, again.spliced, again.kept) == (4, 96, True)
+    assert (first.computed, first.spliced, first.kept) == (32, 68, False)
+    assert (again.computed, again.spliced, again.kept) == (32, 68, True)
     assert again.tokens == 100
     assert torch.equal(logits, same)
     # The next day, by another object.
@@ -69,27 +69,40 @@ def test_what_follows_sees_a_text_whose_first_tokens_were_computed_here(memory, 
     id = memory.remember("a long text", user="ana")
     with KeptPages(memory, model, user="ana") as pages:
         _, found = put_into_new(model, pages, id)
-    # The first four are in the session twice: computed here, where the rest does not see them, and unseen.
     with TieredCache.open(model, None, ram="16MiB") as cache, TieredCache.open(model, None) as alone:
         feed(model, alone, TEXT)
         feed(model, cache, BEFORE)
-        feed(model, cache, TEXT[:, :4])
-        cache.splice(alone, 4)
+        feed(model, cache, TEXT[:, :32])
+        cache.splice(alone, 32)
         expected = feed(model, cache, LAST)
     assert torch.equal(found, expected)
     spliced_alone = apart(model, [(BEFORE, 0), (TEXT, 0)], LAST)
     assert not torch.allclose(found, spliced_alone, atol=1e-3)
 
 
+def test_what_texts_are_computed_behind_stays_out_of_sessions(memory, model):
+    id = memory.remember("a long text", user="ana")
+    behind = prompt(40)[:, 33:]
+    with KeptPages(memory, model, user="ana", behind=behind[0].tolist()) as pages:
+        first, found = put_into_new(model, pages, id)
+        again, same = put_into_new(model, pages, id)
+        with KeptPages(memory, model, user="ana", behind=[1]) as others:
+            assert not put_into_new(model, others, id)[0].kept
+    assert (first.computed, first.spliced, first.kept) == (0, 100, False)
+    assert again.kept
+    assert torch.equal(found, same)
+    expected = apart(model, [(BEFORE, 0), (torch.cat([behind, TEXT], dim=1), 7)], LAST)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
 def test_at_the_beginning_of_a_session_nothing_is_approximate(memory, model):
     id = memory.remember("a long text", user="ana")
-    with KeptPages(memory, model, user="ana") as pages:
+    with KeptPages(memory, model, user="ana", behind=[1, 2, 3]) as pages:
         put, found = put_into_new(model, pages, id, before=None)
-    assert (put.computed, put.spliced) == (0, 100)
+    assert (put.computed, put.spliced) == (100, 0)
     with TieredCache.open(model, None) as cache:
         feed(model, cache, TEXT)
-        # But for the rounding of keys that are turned back and again.
-        torch.testing.assert_close(found, feed(model, cache, LAST), rtol=0, atol=1e-4)
+        assert torch.equal(found, feed(model, cache, LAST))
 
 
 def test_short_texts_are_computed(memory, model):

@@ -18,6 +18,7 @@ from stratakv.cli.devices import Placement
 from stratakv.cli.errors import UsageError
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
+from stratakv.cli.prompts import notes_start, user_turn
 from stratakv.cli.storage import check_name, open_selecting, saved_ids
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         )
         pages = None
         if recollection is not None:
-            pages = stack.enter_context(recollection.keep_pages(loaded.model, **for_pages))
+            behind = notes_start(loaded.tokenizer)
+            pages = stack.enter_context(recollection.keep_pages(loaded.model, behind=behind, **for_pages))
         chat = Chat(loaded, cache, args, out, recollection=recollection, pages=pages)
         chat.ids = saved_ids(args.directory, name, **limits)
         chat.greet()
@@ -253,7 +255,6 @@ class Chat:
         Raises:
             StoppedError: Ctrl-C.
         """
-        from stratakv.cli.prompts import user_turn
         from stratakv.engram.context import note_of
 
         texts = [*map(note_of, notes), prompt]

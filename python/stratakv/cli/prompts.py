@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["document_pieces", "encode", "encode_text", "user_turn"]
+__all__ = ["document_pieces", "encode", "encode_text", "notes_start", "user_turn"]
 
+NOTES = "Here are some notes. Read them and answer the question.\n\n"
 MARK = "\x1estratakv\x1e"  # stands for text that is put in later; templates pass it through
 
 
@@ -56,6 +57,11 @@ def user_turn(tokenizer: Any, texts: Sequence[str], *, is_first: bool) -> list[l
         *(encode_text(tokenizer, text) for text in texts),
         encode(tokenizer, after),
     ]
+
+
+def notes_start(tokenizer: Any) -> list[int]:
+    """How a conversation begins whose first turn begins with notes; texts are kept behind it."""
+    return user_turn(tokenizer, [], is_first=True)[0] + encode_text(tokenizer, NOTES)
 
 
 def _frame(tokenizer: Any, *, is_first: bool) -> str:

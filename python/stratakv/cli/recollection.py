@@ -55,7 +55,9 @@ class Recollection:
         self._memory.close()
 
     @contextlib.contextmanager
-    def keep_pages(self, model: Any, *, ram: int, disk_limit: int | None) -> Iterator[KeptPages | None]:
+    def keep_pages(
+        self, model: Any, *, behind: Sequence[int], ram: int, disk_limit: int | None
+    ) -> Iterator[KeptPages | None]:
         """The pages of memories that are put whole; None where the model or the memory has none."""
         from stratakv.hf import KeptPages
 
@@ -65,7 +67,9 @@ class Recollection:
                 # Models that are not attached, hybrids and databases keep none: texts are computed there.
                 with contextlib.suppress(ValueError):
                     pages = stack.enter_context(
-                        KeptPages(self._memory, model, ram=ram, disk_limit=disk_limit, **self._scope)
+                        KeptPages(
+                            self._memory, model, behind=behind, ram=ram, disk_limit=disk_limit, **self._scope
+                        )
                     )
             yield pages
 

@@ -1,14 +1,19 @@
 """Memories whose keys and values are kept: recalled into a running session, they are not computed again.
 
-A text is computed once, alone, and its pages go into a store beside the memories of its user. Whenever it is
-recalled, they are spliced in where the session stands; the first few tokens are computed there, because
-the first of a text draw attention to them that they must not draw in the middle of a session.
+A text is computed once, and its pages go into a store beside the memories of its user. Whenever it is
+recalled, they are spliced in where the session stands. The first tokens of any sequence draw attention to
+themselves, which those of a text must not do in the middle of a session: so texts are computed behind some
+others that are left out, or their first tokens are computed in the session. docs/memory.md has the measurements.
+
+Sources: a common beginning, Yang et al., "APE", 2025 (arXiv:2502.05431); first tokens computed again, Hu et
+al., "EPIC", 2024 (arXiv:2410.15332).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -28,17 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = ["KeptPages", "Put"]
 
-BOUNDARY_TOKENS = 4
-"""Computed anew of each text: with more of them what follows gains little (docs/memory.md)."""
+BOUNDARY_TOKENS = 32
+"""Of a text that is kept behind nothing, computed in each session."""
 KEEP_TOKENS_MIN = 64
-"""Shorter texts are computed: a pass over the first tokens takes about as long as one over all."""
+"""Shorter texts are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Put:
     """How a text came into a session: tokens that were computed in it, and tokens that were spliced in.
 
-    `kept` says whether the pages were there already; else the text was computed once, alone, to make them.
+    `kept` says whether its pages were there already; else it was computed apart to make them.
     """
 
     computed: int
@@ -66,6 +71,9 @@ class KeptPages:
         memory: where the texts are, in a directory; stays the caller's to close.
         model: attached, and the sessions'.
         user: whose memories.
+        behind: tokens that texts are computed behind and that do not come into a session: how the sessions
+            begin, such as a chat template's start and a sentence that announces notes. With another beginning
+            texts are computed and kept anew. Without, a text's first 32 tokens are computed in each session.
         ram: limit of their pages in RAM, bytes or text ("256MiB").
         disk_limit: limit of their files; texts that were not recalled for longest go first. None is bounded
             by the free space only.
@@ -81,6 +89,7 @@ class KeptPages:
         model: nn.Module,
         *,
         user: str,
+        behind: Sequence[int] = (),
         ram: int | str = "256MiB",
         disk_limit: int | str | None = None,
     ) -> None:
@@ -92,6 +101,7 @@ class KeptPages:
         self.user = user
         self._memory = memory
         self._model = model
+        self._behind = list(behind)
         self._ram, self._disk_limit = ram, disk_limit
         self._beside = memory._beside
         self._directory = self._beside.directory_of(user)
@@ -107,7 +117,9 @@ class KeptPages:
         self._beside.add(user, self._let_go)
 
     def put(self, cache: TieredCache, input_ids: Tensor | list[int], *, id: int) -> Put:
-        """Appends a memory's text to a session, as far as possible without computing it.
+        """Appends a memory's text to a session, without computing what is kept of it.
+
+        Computed are texts of less than 64 tokens, and what a session begins with: there it is exact.
 
         Args:
             cache: a session of the model; of one row.
@@ -122,19 +134,19 @@ class KeptPages:
         ids = one_row(input_ids)
         with self._beside.deriving(self.user):
             self._memory._check_known(id, self.user)
-            if len(ids) < KEEP_TOKENS_MIN:
+            if len(ids) < KEEP_TOKENS_MIN or not cache.get_seq_length():
                 feed(self._model, cache, ids)
                 return Put(computed=len(ids), spliced=0, kept=False)
-            with self._open_cache(ids) as text:
+            whole = self._behind + ids
+            with self._open_cache(whole) as text:
                 kept = int(text.get_seq_length())
-                if kept < len(ids):
-                    feed(self._model, text, ids[kept:])
+                if kept < len(whole):
+                    feed(self._model, text, whole[kept:])
                     text.save()
-                # At the very beginning of a session the text is what it was when it was computed.
-                boundary = BOUNDARY_TOKENS if cache.get_seq_length() else 0
+                boundary = 0 if self._behind else BOUNDARY_TOKENS
                 feed(self._model, cache, ids[:boundary])
-                spliced = cache.splice(text, boundary)
-        return Put(computed=boundary, spliced=spliced, kept=kept == len(ids))
+                spliced = cache.splice(text, len(self._behind) + boundary)
+        return Put(computed=boundary, spliced=spliced, kept=kept == len(whole))
 
     def used_bytes(self) -> int:
         """What the pages take on disk."""
