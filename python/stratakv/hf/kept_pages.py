@@ -3,7 +3,7 @@
 A text is computed once, and its pages go into a store beside the memories of its user. Whenever it is
 recalled, they are spliced in where the session stands. The first tokens of any sequence draw attention to
 themselves, which those of a text must not do in the middle of a session: so texts are computed behind some
-others that are left out, or their first tokens are computed in the session. docs/memory.md has the measurements.
+others that are left out, or their first tokens are computed in the session. docs/memory.md has measurements.
 
 Sources: a common beginning, Yang et al., "APE", 2025 (arXiv:2502.05431); first tokens computed again, Hu et
 al., "EPIC", 2024 (arXiv:2410.15332).
