@@ -25,7 +25,7 @@ def parse_bytes(size: int | str, *, name: str = "size", minimum: int = 1) -> int
 
     Args:
         size: bytes, or a number with a unit. KB, MB, ... count in thousands; KiB, MiB, ... in 1024s.
-        name: the argument's name, for the message.
+        name: the argument's name, for the message; "" where somebody else says it.
         minimum: smallest size that is accepted, in bytes.
 
     Returns:
@@ -34,18 +34,19 @@ def parse_bytes(size: int | str, *, name: str = "size", minimum: int = 1) -> int
     Raises:
         ValueError: not a size, an unknown unit, or less than `minimum`.
     """
+    shown = f"{name}={size!r}" if name else repr(size)
     if isinstance(size, bool) or not isinstance(size, int | str):
-        raise ValueError(f"{name}={size!r} is not a size: accepted is {_ACCEPTED}")  # noqa: TRY004
+        raise ValueError(f"{shown} is not a size: accepted is {_ACCEPTED}")  # noqa: TRY004
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
-            raise ValueError(f"{name}={size!r} is not a size: accepted is {_ACCEPTED}")
+            raise ValueError(f"{shown} is not a size: accepted is {_ACCEPTED}")
         num_bytes = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     else:
         num_bytes = size
     if num_bytes < minimum:
-        raise ValueError(f"{name}={size!r} is too small: at least {format_bytes(minimum)} is needed")
+        raise ValueError(f"{shown} is too small: at least {format_bytes(minimum)} is needed")
     return num_bytes
 
 

@@ -163,9 +163,9 @@ def test_ask_reads_a_part_of_a_long_text_and_goes_on_with_it(run_json, run, tmp_
         "unread_share": 0.0,
         "focus_blocks": 0,
     }
-    with pytest.raises(SystemExit):
-        run("ask", long, "what?", "--budget", 10)
-    assert "from 256 on, and all" in capsys.readouterr().err
+    code, _, err = run("ask", long, "what?", "--budget", 10)
+    assert code == 2
+    assert "from 256 on, and all" in err
 
 
 @pytest.fixture
@@ -259,11 +259,14 @@ def test_a_resumed_conversation_says_what_an_unbroken_one_says(chat):
 
 
 def test_chat_commands(chat, sessions):
-    turns, err = chat("/help\n/fork\nhello\n/fork twin\n/fork ../evil\n/stats\n/dance\n/exit\nnot read\n")
+    turns, err = chat(
+        "/help\n/fork\nhello\n/fork twin\n/fork twin\n/fork ../evil\n/stats\n/dance\n/exit\nnot read\n"
+    )
     assert len(turns) == 1
     for said in (
         "/fork NAME",
         "kept a copy as session twin",
+        "there is a session twin already",
         "tokens; ram",
         "/dance is no command",
         "../evil",

@@ -21,7 +21,17 @@ from stratakv.cli.errors import CommandError, UsageError, explain
             "/d/f: No space left on device",
             "free disk",
         ),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), "a.txt: No such file", None),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"),
+            "a.txt: No such file",
+            "exists",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "d"),
+            "d: Permission denied",
+            "may read and write",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error", None),
         (ZeroDivisionError("division by zero\nmore"), "ZeroDivisionError: division by zero", "--debug"),
     ],
 )
@@ -34,8 +44,8 @@ def test_one_line_says_what_and_what_next(error, message, hint):
 
 def test_usage_errors_exit_with_2(run, tmp_path):
     assert UsageError("x").exit_code == 2
-    code, out, err = run("ask", tmp_path / "empty.txt", "why?", "--model", tmp_path)
-    assert (code, out) == (1, "")
+    code, out, err = run("ask", tmp_path / "absent.txt", "why?", "--model", tmp_path)
+    assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
@@ -49,7 +59,7 @@ def test_a_missing_model_is_named(run, document, tmp_path):
 
 def test_debug_shows_the_traceback(run, tmp_path):
     code, _, err = run("ask", tmp_path / "absent.txt", "why?", "--debug")
-    assert code == 1
+    assert code == 2
     assert "Traceback" in err
     assert "absent.txt" in err
 
@@ -64,4 +74,4 @@ def test_what_is_not_installed_says_how_to_install_it():
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.hint) == (str(error), error.hint)
     # A message that only mentions the words has no hint by that.
-    assert explain(FileNotFoundError("pip install notes.txt")) == ("pip install notes.txt", None)
+    assert explain(OSError("pip install notes.txt")) == ("pip install notes.txt", None)

@@ -323,6 +323,8 @@ def test_wrong_options_exit_with_2(tmp_path, book, capsys, line, said):
 def test_missing_text_and_another_model(tmp_path, book, capsys):
     assert main(["train", "--out", str(tmp_path)]) == 2
     assert "--text is missing" in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "--text and --out are missing" in capsys.readouterr().err
     arguments = ["train", "--text", str(book), "--out", str(tmp_path / "run"), *FLAGS, "--steps", "1"]
     assert main(arguments) == 0
     assert main([*arguments, "--residual", "plain"]) == 2

@@ -2,24 +2,25 @@
 
 `main` knows the commands' names and one line about each; a command's own module is imported
 only when that command is asked for, and torch only when it runs, so that `--help` is instant.
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 used wrongly,
-130 stopped with Ctrl-C, 141 the reader of stdout went away.
+Results go to stdout, everything else to stderr; with `--json` an error is a line of JSON on stdout too.
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 stopped with Ctrl-C, 141 the reader of stdout went away.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from stratakv.cli.errors import CommandError, explain
+from stratakv.cli.errors import UsageError, exit_code_of, explain
 from stratakv.cli.output import Output
+from stratakv.cli.parsing import Parser
 
 __all__ = ["main"]
 
@@ -48,14 +49,14 @@ class Command(Protocol):
         """Does it; returns the exit code."""
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+def build_parser(chosen: str | None) -> Parser:
     """The parser of all commands, with the arguments of the chosen one only."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="stratakv",
         description="A KV cache in tiers: device, RAM, disk. Long contexts that outlive the process.",
         epilog=EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"stratakv {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
@@ -67,46 +68,84 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's own) and returns its exit code."""
+    _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    chosen = next((word for word in arguments if word in COMMANDS), None)
-    args = build_parser(chosen).parse_args(arguments)
-    out = Output(json_mode=getattr(args, "json", False))
+    if not arguments:
+        build_parser(None).print_help(sys.stderr)
+        return 2
+    # Mistakes in the command line are told as it asks for, so these two are looked for before it is parsed.
+    out = Output(json_mode="--json" in arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: out.warn(str(message))
-        return _run(args, out)
+        return _run(arguments, out, debug="--debug" in arguments)
 
 
-def _run(args: argparse.Namespace, out: Output) -> int:
+def _run(arguments: list[str], out: Output, *, debug: bool) -> int:
     """Runs the command and turns what goes wrong into a line and an exit code."""
     try:
+        args = _parse(arguments)
         code = _load(args.command).run(args, out)
         out.flush()
     except KeyboardInterrupt:
-        out.note("stopped")
+        _tell(lambda: out.stopped("stopped"))
         return 130
     except BrokenPipeError:
         _drop_stdout()
         return 141
     except Exception as error:
-        if args.debug:
+        if debug:
             traceback.print_exc()
         message, hint = explain(error)
-        out.error(message, hint)
-        return error.exit_code if isinstance(error, CommandError) else 1
+        _tell(lambda: out.fail(message, hint))
+        return exit_code_of(error)
     return code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    chosen = next((word for word in arguments if word in COMMANDS), None)
+    args, unknown = build_parser(chosen).parse_known_args(arguments)
+    if unknown:
+        raise UsageError(f"there is no {' '.join(unknown)} here", f"see `stratakv {args.command} --help`")
+    return args
+
+
+def _tell(how: Callable[[], None]) -> None:
+    """Says how it ended, if anybody reads that."""
+    try:
+        how()
+    except OSError:
+        _drop_stdout()
 
 
 def _load(name: str) -> Command:
     return cast("Command", importlib.import_module(f"stratakv.cli.{name}"))
 
 
+class _Version(argparse.Action):
+    """Tells the version; looking it up takes longer than all of `--help`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(f"stratakv {_version()}\n")
+        parser.exit()
+
+
 def _version() -> str:
+    from importlib import metadata
+
     try:
         return metadata.version("stratakv")
     except metadata.PackageNotFoundError:
         return "unknown (not installed)"
 
 
+def _open_closed_streams() -> None:
+    """Gives a process that was started with closed streams ones that hold nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
 def _drop_stdout() -> None:
     """Keeps the interpreter from writing to the closed pipe, and complaining, at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

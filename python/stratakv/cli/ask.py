@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
@@ -18,6 +19,7 @@ from stratakv.cli.errors import UsageError
 from stratakv.cli.files import read_texts
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count, format_seconds
+from stratakv.cli.paths import check_directory, check_output
 from stratakv.cli.storage import document_name, open_selecting
 
 if TYPE_CHECKING:
@@ -80,9 +82,7 @@ class Prompt:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Reads what is new of the files, answers, keeps the pages."""
-    document = Document(read_texts(args.files))
-    if not any(file.text.strip() for file in document.files):
-        raise UsageError("the files hold no text")
+    document = _document(args)
     source = find_model(args.model)
 
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
@@ -111,13 +111,30 @@ def run(args: argparse.Namespace, out: Output) -> int:
         try:
             report = _answer(driver, cache, prompt, args)
         except StoppedError as stopped:
-            out.note(
+            out.stopped(
                 f"stopped: {format_count(stopped.done)} of {format_count(stopped.total)} tokens are kept as "
-                f"session {prompt.session}; the same command goes on from there"
+                f"session {prompt.session}",
+                "the same command goes on from there",
             )
             return 130
         _tell(report | placement.described(cache), cache, out)
         return 130 if interrupt.requested else 0
+
+
+def _document(args: argparse.Namespace) -> Document:
+    """The files' text; what is wrong with the arguments is said before a model is loaded."""
+    missing = [file for file in args.files if file != "-" and not Path(file).exists()]
+    if missing:
+        raise UsageError(f"no such file: {missing[0]}", "files come first, the question last and in quotes")
+    if not args.question.strip():
+        raise UsageError("the question is empty", "give it last, in quotes")
+    check_directory(args.directory, "--directory")
+    if args.explain is not None:
+        check_output(args.explain, "--explain")
+    document = Document(read_texts(args.files))
+    if not any(file.text.strip() for file in document.files):
+        raise UsageError("the files hold no text", "give files or folders that hold some")
+    return document
 
 
 def _prompt(loaded: LoadedModel, document: Document, args: argparse.Namespace) -> Prompt:

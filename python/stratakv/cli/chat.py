@@ -18,8 +18,9 @@ from stratakv.cli.devices import Placement
 from stratakv.cli.errors import UsageError
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
+from stratakv.cli.paths import check_directory
 from stratakv.cli.prompts import notes_start, user_turn
-from stratakv.cli.storage import check_name, open_selecting, saved_ids
+from stratakv.cli.storage import check_name, has_session, open_selecting, saved_ids
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="long-term memory: the model is shown what is known of --user; what is said is remembered",
     )
-    parser.add_argument("--user", default=None, help="whose memories")
+    parser.add_argument("--user", type=options.name, default=None, help="whose memories")
     parser.add_argument(
         "--whole",
         type=options.natural,
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     name = check_name(args.session)
     if (args.memory is None) != (args.user is None):
         raise UsageError("--memory and --user belong together", "memories are kept for each user apart")
+    check_directory(args.directory, "--directory")
+    if args.memory is not None:
+        check_directory(args.memory, "--memory")
     source = find_model(args.model)
     placement = Placement.of(args)
     give_large_blocks_back()
@@ -106,7 +110,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if recollection is not None:
             behind = notes_start(loaded.tokenizer)
             pages = stack.enter_context(recollection.keep_pages(loaded.model, behind=behind, **for_pages))
-        chat = Chat(loaded, cache, args, out, recollection=recollection, pages=pages)
+        chat = Chat(loaded, cache, args, out, limits=limits, recollection=recollection, pages=pages)
         chat.ids = saved_ids(args.directory, name, **limits)
         chat.greet()
         return chat.talk()
@@ -122,6 +126,7 @@ class Chat:
         args: argparse.Namespace,
         out: Output,
         *,
+        limits: dict[str, Any],
         recollection: Recollection | None = None,
         pages: KeptPages | None = None,
     ) -> None:
@@ -130,6 +135,7 @@ class Chat:
         self.name: str = args.session
         self.args = args
         self.out = out
+        self.limits = limits  # of the cache
         self.recollection = recollection
         self.pages = pages
         self.ids: list[int] = []  # the conversation's, the answers included
@@ -193,11 +199,16 @@ class Chat:
         from stratakv.cli.errors import explain
 
         try:
-            self.cache.save(check_name(name))
+            self.cache.save(self._new_name(name))
         except Exception as error:  # a bad name must not end the conversation
             self.out.error(*explain(error))
         else:
             self.out.note(f"kept a copy as session {name}")
+
+    def _new_name(self, name: str) -> str:
+        if has_session(self.args.directory, check_name(name), **self.limits):
+            raise UsageError(f"there is a session {name} already", "give the copy another name")
+        return name
 
     def _turn(self, text: str) -> None:
         from stratakv.cli.engine import Driver, Interrupt, StoppedError

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stratakv import sizes
 from stratakv.cli import options
 from stratakv.cli.errors import CommandError, UsageError
-from stratakv.cli.models import find_model, give_large_blocks_back, load
+from stratakv.cli.models import ModelSource, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count, format_seconds
 from stratakv.cli.storage import open_cache, saved_ids
 
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="length of the text (default: 4000)",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="the same hidden facts in every run")
+    parser.add_argument("--seed", type=options.whole, metavar="N", help="the same hidden facts in every run")
     options.add_directory_option(parser, default=None)
     options.add_model_options(parser)
     options.add_progress_option(parser)
@@ -61,9 +61,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Runs both processes, or, with `--resume`, is the second."""
     if args.resume is not None:
         return _resume(args, out)
+    source = find_model(args.model)
     with _directory(args.directory) as directory:
         args.directory = directory
-        report = _first(args, out)
+        report = _first(source, args, out)
         report["resume"] = second = _second(args, report, out)
         _tell_second(report, out)
     right = report["right"] and second["right"]
@@ -86,14 +87,14 @@ def _directory(chosen: str | None) -> Iterator[str]:
         yield made
 
 
-def _first(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+def _first(source: ModelSource, args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Reads the text, saves the session, answers the first question."""
     from stratakv.cli.engine import Driver, Interrupt, StoppedError
     from stratakv.cli.texts import random_facts
 
     heading(out, "1. Read a long text under a RAM limit")
     give_large_blocks_back()
-    loaded = load(find_model(args.model), args.dtype, out=out)
+    loaded = load(source, args.dtype, out=out)
     facts = random_facts(args.seed)
     line(out, "model", f"{loaded.name}, {loaded.dtype}, loaded in {format_seconds(loaded.load_seconds)}")
     with (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Protocol, runtime_checkable
 
-__all__ = ["CommandError", "UsageError", "explain"]
+__all__ = ["CommandError", "UsageError", "exit_code_of", "explain"]
 
 
 @runtime_checkable
@@ -43,16 +43,22 @@ HINTS = {
     "SessionNotFoundError": "`stratakv sessions list` shows the names that exist",
     "MemoryNotFoundError": "`stratakv memory list` shows the numbers that exist",
     "RefusedError": "--policy KIND=mask or KIND=store lets it in",
-    "SettingsMismatchError": "use the --model and --dtype of the session, or another session name",
+    "SettingsMismatchError": "give the --model and --dtype of the session, or another --session name",
     "RamFullError": "give a larger --ram, or a --directory so that pages can go to disk",
     "DiskFullError": "give a larger --disk-limit, free disk space, or remove sessions: stratakv sessions rm",
     "PagesLostError": "`stratakv sessions verify` tells what is left; the text can be read in again",
     "CorruptError": "`stratakv sessions verify` tells what is damaged; what is intact stays usable",
     "OutOfMemoryError": "close other programs, give a smaller --chunk, or use a smaller model",
     "MemoryError": "close other programs, give a smaller --chunk, or use a smaller model",
-    "PermissionError": "check who owns the path, or give another --directory",
+    "PermissionError": "check who may read and write there, or give another path",
+    "FileNotFoundError": "give a path that exists",
+    "FileExistsError": "give another path",
+    "NotADirectoryError": "a part of the path is a file: give another path",
+    "IsADirectoryError": "give a file",
     "ModuleNotFoundError": "install what is missing: pip install 'stratakv[demo]'",
 }
+# Paths that the command line named wrongly.
+WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 BUG_HINT = "add --debug for the traceback"
 
 
@@ -72,11 +78,18 @@ def explain(error: BaseException) -> tuple[str, str | None]:
     return f"{type(error).__name__}: {message}", BUG_HINT
 
 
+def exit_code_of(error: BaseException) -> int:
+    """1 for what failed, 2 for what was asked for wrongly."""
+    if isinstance(error, CommandError):
+        return error.exit_code
+    return UsageError.exit_code if isinstance(error, WRONG_PATHS) else CommandError.exit_code
+
+
 def _first_line(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args:  # str() of a KeyError is a repr
         text = str(error.args[0])
-    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = str(error)
     lines = text.strip().splitlines()

@@ -21,6 +21,7 @@ from stratakv.cli.eval_report import PERPLEXITY, Report
 from stratakv.cli.files import read_texts
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
+from stratakv.cli.paths import check_directory, check_output
 from stratakv.cli.storage import open_selecting
 from stratakv.eval import (
     FAMILIES,
@@ -87,7 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="facts of each family, 4 to 40 (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)"
+        "--seed", type=options.whole, default=0, metavar="N", help="of everything that is drawn (default: 0)"
     )
     parser.add_argument(
         "--report",
@@ -140,6 +141,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Asks what the report does not yet have, and reports."""
     if args.subject == "memory":
         return eval_memory.run(args, out)
+    check_directory(args.directory, "--directory")
+    if args.report is not None:
+        check_output(args.report, "--report")
     source = find_model(args.model)
 
     from stratakv.cli.engine import Interrupt, StoppedError
@@ -171,13 +175,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
         except TooShortError as error:
             raise UsageError(str(error), "give more --text, or shorter --lengths") from None
         except StoppedError as stopped:
-            out.note(
-                f"stopped at {format_count(stopped.done)} of {format_count(stopped.total)} tokens: "
-                + (
-                    "the same command goes on from there"
-                    if args.report
-                    else "with --report FILE it could go on"
-                )
+            out.stopped(
+                f"stopped at {format_count(stopped.done)} of {format_count(stopped.total)} tokens",
+                "the same command goes on from there" if args.report else "with --report FILE it could go on",
             )
             return 130
     if out.json_mode:

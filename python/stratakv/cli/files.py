@@ -33,7 +33,7 @@ def read_texts(paths: Sequence[str]) -> Iterator[TextFile]:
 
     Raises:
         OSError: a path cannot be read.
-        UsageError: a folder without a text file.
+        UsageError: a folder without a text file, or a file that is no text.
     """
     for path in paths:
         if path == "-":
@@ -41,7 +41,14 @@ def read_texts(paths: Sequence[str]) -> Iterator[TextFile]:
         elif Path(path).is_dir():
             yield from _below(Path(path))
         else:
-            yield TextFile(Path(path).name, Path(path).read_bytes().decode(errors="replace"))
+            yield TextFile(Path(path).name, _text_of(path))
+
+
+def _text_of(path: str) -> str:
+    data = Path(path).read_bytes()
+    if b"\0" in data:
+        raise UsageError(f"{path} is no text: there are bytes of 0 in it", "give text, best in UTF-8")
+    return data.decode(errors="replace")
 
 
 def _below(folder: Path) -> Iterator[TextFile]:
@@ -72,8 +79,12 @@ def _tracked(folder: Path) -> list[Path]:
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
         for name in sorted(files):
             if not name.startswith("."):
                 yield Path(parent, name).relative_to(folder)
+
+
+def _raise(error: OSError) -> None:
+    raise error

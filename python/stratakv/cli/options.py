@@ -17,22 +17,58 @@ __all__ = [
     "add_progress_option",
     "add_tier_options",
     "budget",
+    "name",
     "natural",
+    "number",
     "positive",
+    "ram_size",
     "size",
+    "whole",
 ]
 
 DEFAULT_DIRECTORY = "sessions"
 DEFAULT_BUDGET = 2048
 LEAST_BUDGET = 256
+LEAST_RAM_BYTES = 64 << 10
 
 
 def size(text: str) -> int:
     """A size such as `64MiB` in bytes, for argparse."""
     try:
-        return sizes.parse_bytes(text)
+        return sizes.parse_bytes(text, name="")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def ram_size(text: str) -> int:
+    """As `size`, of what the engine can work with."""
+    try:
+        return sizes.parse_bytes(text, name="", minimum=LEAST_RAM_BYTES)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def whole(text: str) -> int:
+    """A whole number, for argparse."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """A number, for argparse."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def name(text: str) -> str:
+    """A name of somebody or something, for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a name")
+    return text
 
 
 def positive(text: str) -> int:
@@ -97,7 +133,7 @@ def add_tier_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
     """`--ram` and `--disk-limit`."""
     parser.add_argument(
         "--ram",
-        type=size,
+        type=ram_size,
         default=ram,
         metavar="SIZE",
         help="limit of the KV cache in RAM, such as 64MiB or 4GiB (default: %(default)s)",

@@ -103,6 +103,18 @@ class Output:
         tail = f" ({hint})" if hint else ""
         self.note(f"{self.note_style.bad('error:')} {message}{tail}")
 
+    def fail(self, message: str, hint: str | None = None) -> None:
+        """An error that is the outcome: in JSON mode a line of stdout besides, `{"error", "hint"}`."""
+        self.error(message, hint)
+        if self.json_mode:
+            self.json({"error": message, "hint": hint})
+
+    def stopped(self, message: str, hint: str | None = None) -> None:
+        """As `fail`, of what the user ended: nothing went wrong."""
+        self.note(f"{message}: {hint}" if hint else message)
+        if self.json_mode:
+            self.json({"error": message, "hint": hint})
+
     def flush(self) -> None:
         """Pushes stdout out, so that a closed pipe is noticed here and not at exit."""
         self.stdout.flush()

@@ -135,7 +135,7 @@ def _remove(args: argparse.Namespace, out: Output) -> int:
                 f"no session {', '.join(unknown)}", "`stratakv sessions list` shows the names that exist"
             )
         if not args.yes and not _confirmed(args.names, known, out):
-            out.note("nothing removed")
+            out.stopped("nothing removed")
             return 1
         for name in args.names:
             store.remove_session(name)
@@ -150,7 +150,7 @@ def _remove(args: argparse.Namespace, out: Output) -> int:
 def _confirmed(names: list[str], known: dict[str, dict[str, Any]], out: Output) -> bool:
     """Asks on a terminal; where nobody can answer, not saying --yes is a mistake."""
     if not sys.stdin.isatty():
-        raise UsageError("removing needs --yes where there is no terminal to ask on")
+        raise UsageError("removing is not confirmed", "give --yes where there is no terminal to ask on")
     tokens = sum(known[name]["tokens"] for name in names)
     out.stderr.write(f"remove {', '.join(names)} ({format_count(tokens)} tokens)? [y/N] ")
     out.stderr.flush()

@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli.errors import UsageError
+from stratakv.cli.paths import check_directory
 
 if TYPE_CHECKING:
     from stratakv import TieredCache
     from stratakv._native import Store
     from stratakv.cli.output import Output
 
-__all__ = ["check_name", "document_name", "open_cache", "open_selecting", "open_store", "saved_ids"]
+__all__ = [
+    "check_name",
+    "document_name",
+    "has_session",
+    "open_cache",
+    "open_selecting",
+    "open_store",
+    "saved_ids",
+]
 
 STORE_RAM_BYTES = 64 << 20  # what listing, verifying and collecting may use
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -39,7 +48,8 @@ def check_name(name: str) -> str:
 def document_name(paths: Iterable[str], ids: list[int], model: str) -> str:
     """The session name of a document: readable, and the same whenever its tokens and the model are."""
     first = next(iter(paths))
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(first).stem if first != "-" else "stdin").strip("-")[:40]
+    stem = "stdin" if first == "-" else Path(first).resolve().stem
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40]
     digest = hashlib.sha256(f"{model}\0{ids}".encode()).hexdigest()[:8]
     return f"{stem or 'text'}-{digest}"
 
@@ -111,11 +121,21 @@ def open_store(directory: str, *, read_only: bool) -> Store:
     """
     from stratakv._native import Store
 
+    check_directory(directory, "--directory")
     if not Path(directory).is_dir():
         raise UsageError(
-            f"no such directory: {directory}", "give the one that the sessions are in: --directory DIR"
+            f"no such directory: {directory}",
+            "`stratakv ask` and `stratakv chat` make it; --directory names the one that the sessions are in",
         )
     return Store(directory, ram_bytes=STORE_RAM_BYTES, read_only=read_only)
+
+
+def has_session(directory: str, name: str, *, ram: int, disk_limit: int | None = None) -> bool:
+    """Whether there is a session of that name; the limits are those of the caches that are open there."""
+    from stratakv.cache import Store
+
+    with Store(directory, ram=ram, disk_limit=disk_limit) as store:
+        return any(session["name"] == name for session in store.native.sessions())
 
 
 def saved_ids(directory: str, name: str, *, ram: int, disk_limit: int | None = None) -> list[int]:

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 from stratakv.cli import options
 from stratakv.cli.errors import CommandError, UsageError
 from stratakv.cli.files import read_texts
+from stratakv.cli.models import quiet
 from stratakv.cli.output import Output, format_count, format_seconds
+from stratakv.cli.paths import check_directory
 from stratakv.cli.train_compare import DEFAULTS as COMPARED
 from stratakv.cli.train_compare import compare
 from stratakv.train.config import CHOICES, TrainConfig
@@ -146,7 +148,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, kind, default, text in (*MODEL_NUMBERS, *MEMORY_NUMBERS, *TRAIN_NUMBERS, *COMPARE_NUMBERS):
         flag = "--" + name.replace("_", "-")
         other = "" if name not in COMPARED else f"; compare: {COMPARED[name]:g}"
-        parser.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default:g}{other})")
+        type_ = options.whole if kind is int else options.number
+        parser.add_argument(flag, type=type_, metavar="N", help=f"{text} (default: {default:g}{other})")
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -166,19 +169,44 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Output) -> int:
-    import torch
-
     from stratakv.cli.engine import Interrupt
-    from stratakv.train import Trainer
 
     directory = Path(chosen["out"])
-    make_directory(directory)
+    check_directory(chosen["out"], "--out")
     if args.action == "compare":
         if group.size > 1:
             raise UsageError("`train compare` runs in one process", "start it without torchrun")
-        with out.busy("reading the text"):
-            read = _tokens_or_usage_error(chosen, directory, group)
-        return compare(args, chosen, *read, out)
+        with _nothing_left(directory, group):
+            with out.busy("reading the text"):
+                read = _tokens_or_usage_error(chosen, directory, group)
+            return compare(args, chosen, *read, out)
+    with _nothing_left(directory, group):
+        trainer, tokenizer, num_tokens = _prepare(chosen, directory, group, out)
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    said = out if group.is_first else _silent()
+    went_on = f", going on after update {format_count(trainer.step)}" if trainer.step else ""
+    said.note(f"{format_count(count)} parameters, {format_count(num_tokens)} tokens of text{went_on}")
+    with Interrupt() as interrupt, _full_disk_explained(chosen):
+        _train(trainer, directory, args, interrupt, said, board=chosen["tensorboard"])
+    if not trainer.is_done:
+        trainer.save()
+        said.stopped(
+            f"stopped after update {format_count(trainer.step)}", "the same command goes on from there"
+        )
+        return 130
+    whole, last = trainer.whole_model(), _last(trainer)
+    if group.is_first:
+        _export(whole, tokenizer, directory)
+        _report(trainer, last, directory, out)
+    return 0
+
+
+def _prepare(chosen: dict[str, Any], directory: Path, group: Group, out: Output) -> tuple[Trainer, Any, int]:
+    """The run as it is begun or gone on with, its tokenizer, and how many tokens its text has."""
+    import torch
+
+    from stratakv.train import Trainer
+
     try:
         names = (*_RUN, *TRAIN_CHOICES)
         sparse_tables = chosen["sparse_tables"] or chosen["memory_tables"] is not None
@@ -187,26 +215,29 @@ def _run(args: argparse.Namespace, chosen: dict[str, Any], group: Group, out: Ou
             tokens, tokenizer = _tokens(chosen, directory, group)
         torch.manual_seed(config.seed)
         with _full_disk_explained(chosen):
-            model = _model(chosen, tokenizer)
-            count = sum(parameter.numel() for parameter in model.parameters())
-            trainer = Trainer(model, tokens, config, directory / "checkpoint.safetensors", group)
+            path = directory / "checkpoint.safetensors"
+            trainer = Trainer(_model(chosen, tokenizer), tokens, config, path, group)
             trainer.resume()
     except ValueError as error:
         raise UsageError(str(error)) from None
-    said = out if group.is_first else _silent()
-    went_on = f", going on after update {format_count(trainer.step)}" if trainer.step else ""
-    said.note(f"{format_count(count)} parameters, {format_count(len(tokens))} tokens of text{went_on}")
-    with Interrupt() as interrupt, _full_disk_explained(chosen):
-        _train(trainer, directory, args, interrupt, said, board=chosen["tensorboard"])
-    if not trainer.is_done:
-        trainer.save()
-        said.note(f"stopped after update {format_count(trainer.step)}: the same command goes on from there")
-        return 130
-    whole, last = trainer.whole_model(), _last(trainer)
-    if group.is_first:
-        _export(whole, tokenizer, directory)
-        _report(trainer, last, directory, out)
-    return 0
+    return trainer, tokenizer, len(tokens)
+
+
+@contextlib.contextmanager
+def _nothing_left(directory: Path, group: Group) -> Iterator[None]:
+    """A run that cannot begin leaves no tokenizer: one over other text would take it for its own."""
+    before = set(directory.iterdir()) if directory.is_dir() else None
+    try:
+        yield
+    except UsageError:
+        if group.is_first and directory.is_dir():
+            for path in set(directory.iterdir()) - (before or set()):
+                if path.is_file():
+                    path.unlink()
+            if before is None:
+                with contextlib.suppress(OSError):  # runs of a comparison may be there
+                    directory.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -238,7 +269,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     if args.config is not None:
         try:
             written = tomllib.loads(Path(args.config).read_text())
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # not TOML, or no text
             raise UsageError(f"{args.config}: {error}") from None
         unknown = sorted(set(written) - set(DEFAULTS))
         if unknown:
@@ -257,9 +288,10 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
         if not isinstance(chosen[name], bool):
             raise UsageError(f"{name}={chosen[name]!r}: accepted are true and false")
     _check_memories(chosen["memory_layers"], chosen["memory_tables"])
-    for name in ("text", "out"):
-        if not chosen[name]:
-            raise UsageError(f"--{name} is missing", "give it as a flag or in the file of --config")
+    missing = [f"--{name}" for name in ("text", "out") if not chosen[name]]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UsageError(f"{' and '.join(missing)} {verb} missing", "as a flag or in the file of --config")
     if isinstance(chosen["text"], str):
         chosen["text"] = [chosen["text"]]
     return chosen
@@ -286,6 +318,7 @@ def _tokens(chosen: dict[str, Any], directory: Path, group: Group) -> tuple[Tens
     from stratakv.hf.tokenizer import learn_tokenizer, open_tokenizer
 
     texts = [file.text for file in read_texts(chosen["text"])]
+    make_directory(directory)
     if group.is_first and not (directory / "tokenizer.json").exists():
         learn_tokenizer(texts, chosen["vocab_size"]).save_pretrained(directory)
     group.wait()
@@ -394,7 +427,8 @@ def _export(model: StrataLM, tokenizer: Any, directory: Path) -> None:
     from stratakv.hf import StrataForCausalLM
 
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    StrataForCausalLM.from_strata_lm(model, **ids).save_pretrained(directory)
+    with quiet():
+        StrataForCausalLM.from_strata_lm(model, **ids).save_pretrained(directory)
 
 
 def _last(trainer: Trainer) -> Step:

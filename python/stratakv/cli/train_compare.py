@@ -91,7 +91,7 @@ def compare(
             raise UsageError(str(error)) from None
     summary = write_results(comparison, histories, directory)
     if interrupt.requested:
-        out.note(f"stopped in run {len(histories)} of {len(runs)}: the same command goes on from there")
+        out.stopped(f"stopped in run {len(histories)} of {len(runs)}", "the same command goes on from there")
         return 130
     if out.json_mode:
         out.json(summary | {"directory": str(directory)})
