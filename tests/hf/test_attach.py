@@ -288,14 +288,14 @@ def test_sessions_of_the_other_kind_are_refused_by_name(tiers):
     with stratakv.attach(model), TieredCache.open(model, name="paged", **tiers) as cache:
         _run(model, {"input_ids": prompt(9)}, cache)
         cache.save()
-    with pytest.raises(SettingsMismatchError, match=r'key_rotation: session has Some\("page"\)'):
+    with pytest.raises(SettingsMismatchError, match=r'key_rotation: session has "page"'):
         TieredCache.open(model, tiers["path"], name="paged")
     with TieredCache.open(model, name="plain", **tiers) as cache:
         _run(model, {"input_ids": prompt(9)}, cache)
         assert cache.match(prompt(9)) == 8
         cache.save()
     with stratakv.attach(model):
-        with pytest.raises(SettingsMismatchError, match=r'this cache has Some\("page"\).*rotary_dims'):
+        with pytest.raises(SettingsMismatchError, match=r'this cache has "page".*rotary_dims'):
             TieredCache.open(model, tiers["path"], name="plain")
         with TieredCache.open(model, **tiers) as cache:
             assert cache.match(prompt(9)) == 8

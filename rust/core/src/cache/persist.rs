@@ -1,7 +1,7 @@
 //! Going on with stored pages: prefixes by content, sessions by name.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -192,8 +192,8 @@ impl KvCache {
     /// Compares a session with what this cache is for, naming everything that differs.
     fn check_settings(&self, image: &SessionImage) -> Result<()> {
         let mut found = Vec::new();
-        let identity = self.config.identity.as_deref().map(short_hex);
-        differ(&mut found, "model identity", &Some(short_hex(&image.identity)), &identity);
+        let identity = self.config.identity.as_deref().map_or_else(|| NOTHING.to_owned(), short_hex);
+        differ(&mut found, "model identity", &short_hex(&image.identity), &identity);
         differ(&mut found, "page_tokens", &image.page_tokens, &(self.config.page_tokens as u32));
         differ(&mut found, "num_layers", &image.layers.len(), &self.layers.len());
         settings_differ(&mut found, &image.settings, &self.config.settings);
@@ -324,6 +324,9 @@ fn directions_of(bytes: Option<&Vec<u8>>, shape: &LayerShape) -> Result<Directio
     Ok(Directions::of_known(numbers.iter().map(|number| f32::from_le_bytes(*number)).collect()))
 }
 
+/// What a session, or a cache, has of a setting that it does not know.
+const NOTHING: &str = "nothing";
+
 /// Pages of a session that no tier holds.
 #[derive(Default)]
 struct Lost {
@@ -351,9 +354,9 @@ fn short_hex(bytes: &[u8]) -> String {
     if bytes.len() > 8 { digits + "..." } else { digits }
 }
 
-fn differ<T: PartialEq + Debug>(found: &mut Vec<String>, field: &str, theirs: &T, ours: &T) {
+fn differ<T: PartialEq + Display + ?Sized>(found: &mut Vec<String>, field: &str, theirs: &T, ours: &T) {
     if theirs != ours {
-        found.push(format!("{field}: session has {theirs:?}, this cache has {ours:?}"));
+        found.push(format!("{field}: session has {theirs}, this cache has {ours}"));
     }
 }
 
@@ -363,12 +366,15 @@ fn settings_differ(
     ours: &BTreeMap<String, String>,
 ) {
     for name in theirs.keys().chain(ours.keys().filter(|name| !theirs.contains_key(*name))) {
-        differ(found, name, &theirs.get(name), &ours.get(name));
+        let of = |settings: &BTreeMap<String, String>| {
+            settings.get(name).map_or_else(|| NOTHING.to_owned(), |value| format!("{value:?}"))
+        };
+        differ(found, name, &of(theirs), &of(ours));
     }
 }
 
 fn shapes_differ(found: &mut Vec<String>, layer: usize, theirs: &LayerShape, ours: &LayerShape) {
-    differ(found, &format!("layer {layer} dtype"), &theirs.dtype.name(), &ours.dtype.name());
+    differ(found, &format!("layer {layer} dtype"), theirs.dtype.name(), ours.dtype.name());
     differ(found, &format!("layer {layer} kv_heads"), &theirs.kv_heads, &ours.kv_heads);
     differ(found, &format!("layer {layer} key_dim"), &theirs.key_dim, &ours.key_dim);
     differ(found, &format!("layer {layer} value_dim"), &theirs.value_dim, &ours.value_dim);
