@@ -1,6 +1,7 @@
 """Which kernel serves an attention over pages.
 
-- a step of decoding of a table with a hot tier: that tier, on its device;
+- a step of decoding, or a prefill's chunk, of a long context in a table with a hot tier: that tier, on its
+  device;
 - few query tokens on the CPU, or many of which the engine selects for: the engine's kernel, straight
   from the pages;
 - a layer that fits the tile budget: gathered, then the very call that the model made;
@@ -113,7 +114,7 @@ def _is_for_engine(query: Tensor, snapshot: Snapshot) -> bool:
 def _is_for_device(
     query: Tensor, snapshot: Snapshot, mask: Tensor | None, causal: bool, softcap: float | None
 ) -> bool:
-    """Whether the hot tier attends: for steps of decoding over everything that the table holds."""
+    """Whether the hot tier attends: for the last tokens, over everything that the table holds."""
     table, num_new = snapshot.table, query.shape[2]
     return (
         table.hot is not None

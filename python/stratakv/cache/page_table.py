@@ -61,7 +61,7 @@ class DeviceTier(Protocol):
         """Whether it attends for so many new tokens of a slot."""
 
     def attend(self, slot: int, query_BQTD: Tensor, scale: float) -> Tensor:
-        """Causal attention of the last T tokens: (B, Q, T, Dv)."""
+        """Causal attention of the last T tokens, which have no positions: (B, Q, T, Dv)."""
 
     def attended(self, slot: int) -> bool:
         """Whether the slot's last attention was a step of this tier."""

@@ -208,8 +208,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         type=size,
         default=None,
         metavar="SIZE",
-        help="on a GPU: bytes of its memory, such as 4GiB, for the pages that steps read; without it "
-        "steps copy there all that they attend to",
+        help="on a GPU: bytes of its memory, such as 4GiB, for the pages that are read; without it all that "
+        "is attended to is copied there each time",
     )
 
 

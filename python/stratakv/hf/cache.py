@@ -134,9 +134,9 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
             precision: "full" keeps pages in the model's own type; "mixed" keeps FP8 codes and, in a plane of
                 their own, what restores 16 bits, so that RAM may hold half the bytes. None is the session's
                 own, else "mixed" with a budget and "full" without. Mixed only for a model that is attached.
-            hot: for a model on a GPU, bytes of its memory ("4GiB") in which steps of decoding keep the pages
-                that they read; needs a budget and mixed precision. Of each GPU where layers are on several.
-                None copies what is attended to there for each step.
+            hot: for a model on a GPU, bytes of its memory ("4GiB") in which the pages that long contexts are
+                read of are kept; needs a budget and mixed precision. Of each GPU where layers are on several.
+                None copies what is attended to there each time.
 
         Raises:
             ValueError: an argument that is not accepted.
@@ -192,7 +192,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         return self
 
     def _keep_hot(self, limit_bytes: int, devices: list[torch.device], policy: str = "auto") -> None:
-        """From now on steps of decoding on these devices keep pages there."""
+        """From now on what is attended to on these devices keeps its pages there."""
         if self._table.selection is None:
             raise ValueError("hot= keeps what a step selects: give the cache a budget")
         self._table.hot = HotTiers(self._table, limit_bytes, devices, policy=policy)

@@ -27,18 +27,19 @@ IS_NUMBER = {"score_kernel": ["head_stride"]}
 
 
 def variants():
-    """Each kernel with the constants of shapes that models have."""
+    """Each kernel with the constants of shapes that models have, and its warps."""
     for dtype in (torch.bfloat16, torch.float16):
-        for dim, group in ((64, 3), (80, 1), (128, 4), (128, 8)):
+        # Of steps, and of a prefill.
+        for dim, group in ((64, 3), (80, 1), (128, 4), (128, 8), (64, 192), (128, 256)):
             pools = made.pools(slots=1, page_tokens=64, key_dim=dim, value_dim=dim, dtype=dtype).pools
-            yield attending.attend_kernel, attending.constants(pools, group)
-        yield sealing.seal_kernel, sealing.constants(dtype, 128)
-    for dim, group in ((64, 3), (80, 1), (128, 8)):
-        yield scoring.score_kernel, scoring.constants(SummaryLayout.of(made.rotary(dim), dim), group)
-    yield merging.merge_kernel, merging.constants(17, 128)
+            yield attending.attend_kernel, attending.constants(pools, group), attending.warps(group)
+        yield sealing.seal_kernel, sealing.constants(dtype, 128), 4
+    for dim, group in ((64, 3), (80, 1), (128, 8), (128, 64)):
+        yield scoring.score_kernel, scoring.constants(SummaryLayout.of(made.rotary(dim), dim), group), 4
+    yield merging.merge_kernel, merging.constants(17, 128), 4
 
 
-def compile_one(kernel, constants):
+def compile_one(kernel, constants, warps):
     """The compiled kernel: pointers first, then 32-bit numbers, then what it is compiled for."""
     name = kernel.fn.__name__
     types = iter(POINTERS[name].split())
@@ -54,12 +55,12 @@ def compile_one(kernel, constants):
     pointers = [place for place, kind in enumerate(signature.values()) if kind.startswith("*")]
     attributes = {(place,): [["tt.divisibility", 16]] for place in pointers}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=HOPPER)
+    return triton.compile(source, target=HOPPER, options={"num_warps": warps})
 
 
 def main() -> int:
-    for kernel, constants in variants():
-        compiled = compile_one(kernel, constants)
+    for kernel, constants, warps in variants():
+        compiled = compile_one(kernel, constants, warps)
         print(
             kernel.fn.__name__,
             constants,

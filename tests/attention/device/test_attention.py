@@ -31,6 +31,7 @@ SHAPES = {
     "partly turned": {"key_dim": 32, "dims": 8},
     "interleaved": {"interleaved": True},
     "many blocks": {"size": 40},
+    "a prefill": {"group": 70, "size": 20, "rows": 1, "heads": 1},
 }
 
 

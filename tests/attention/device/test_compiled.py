@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = {"attend_kernel": 8, "seal_kernel": 2, "score_kernel": 3, "merge_kernel": 1}
+KERNELS = {"attend_kernel": 12, "seal_kernel": 2, "score_kernel": 4, "merge_kernel": 1}
 
 
 @pytest.mark.slow

@@ -1,22 +1,25 @@
-"""What one query token reads: the engine's rules of budgets and positions, from lengths alone."""
+"""What query tokens read: the engine's rules of budgets and positions, from lengths alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stratakv.attention.device.choosing import Budget
 from stratakv.cache.selection import BLOCK_TOKENS, Selection
 
 FAR_SHARE = 4  # the far place is this part of the trained length away
+PART_TOKENS = 64  # query tokens of a prefill that share one selection; they end at multiples of it
+DENSE_PART_TOKENS = 256  # of one that reads everything: bounds what is kept of scores
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One token's step.
+    """One token's step, or a part of a prefill whose tokens share a selection.
 
     Attributes:
-        pages: whole pages before it, and its own.
-        tail: tokens after these, its own among them.
+        pages: whole pages up to its end.
+        tail: tokens after these.
         budget: blocks of the whole pages that are read.
         far_pages: past the trained length, how many pages away what is further stands; otherwise None, and
             everything has its true position.
@@ -35,8 +38,10 @@ class Plan:
         length: int,
         page_tokens: int,
         focus_blocks: int | None = None,
+        *,
+        part_tokens: int = 0,
     ) -> Plan:
-        """The step of the last of `length` tokens.
+        """The step of the last of `length` tokens, or a part of a prefill that ends there.
 
         Args:
             selection: what the cache reads of long contexts.
@@ -44,16 +49,18 @@ class Plan:
             length: tokens, the one that asks among them.
             page_tokens: tokens of a page.
             focus_blocks: with a focus, what is read beside sinks and window, instead of a budget.
+            part_tokens: tokens of the part, whose blocks come on top of the budget; 0 for a step.
         """
         blocks = selection.native(trained_tokens)
         pages, tail = divmod(length, page_tokens)
-        # The tokens of the tail count, and the token that asks is always read.
-        tail_blocks = -(-tail // BLOCK_TOKENS)
-        window = max(blocks["window"] - tail_blocks, 0 if tail else 1)
+        # The tokens of the tail count, and those that ask are always read.
+        tail_blocks, own_blocks = -(-tail // BLOCK_TOKENS), -(-part_tokens // BLOCK_TOKENS)
+        asking = -(-max((part_tokens or 1) - tail, 0) // BLOCK_TOKENS)
+        window = max(blocks["window"] + own_blocks - tail_blocks, asking)
         always = blocks["sinks"] + window
         is_focused = focus_blocks is not None
         budget = Budget(
-            blocks=max(blocks["blocks"] - tail_blocks, always)
+            blocks=max(blocks["blocks"] + own_blocks - tail_blocks, always)
             if focus_blocks is None
             else always + focus_blocks,
             sinks=blocks["sinks"],
@@ -77,3 +84,24 @@ class Plan:
     def first_near(self) -> int:
         """The first page that is scored from where it stands."""
         return 0 if self.far_pages is None else max(self.pages - self.far_pages, 0)
+
+
+def parts_of(start: int, length: int, dense_below: float) -> Iterator[tuple[int, int, bool]]:
+    """Cuts the tokens [start, length) of a prefill: (start, end, whether it reads everything) of each part.
+
+    What is read does not depend on the chunks of a prefill.
+
+    Args:
+        start: the first token.
+        length: one past the last.
+        dense_below: what ends within so many tokens reads everything.
+    """
+    while start < length:
+        end = min((start // PART_TOKENS + 1) * PART_TOKENS, length)
+        is_dense = end <= dense_below
+        if is_dense:
+            end = min((start // DENSE_PART_TOKENS + 1) * DENSE_PART_TOKENS, length)
+            if end > dense_below:
+                end = int(dense_below) // PART_TOKENS * PART_TOKENS
+        yield start, end, is_dense
+        start = end

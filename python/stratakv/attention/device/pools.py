@@ -9,6 +9,7 @@ Letters: B rows, H KV heads, K blocks that are read.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from stratakv.cache.selection import BLOCK_TOKENS, Selection
 
 # What is critical is spread over more pages than blocks alone would tell, and changes.
 RESIDUAL_ROOM = 1.5
+# Pages that a prefill reads at a time where it reads everything: bounds what is kept of scores.
+DENSE_PAGES = 128
 
 
 @dataclass(frozen=True)
@@ -54,33 +57,76 @@ class HotPools:
         self._pairs: dict[LayerGeometry, _Pair] = {}
         self._critical = 0.0
 
-    def fetch(self, table: PageTable, slot: int, choice: Choice, plan: Plan) -> tuple[PlanePools, Reads]:
+    def fetch(
+        self, table: PageTable, slot: int, choice: Choice, plan: Plan, own_blocks: int = 0
+    ) -> tuple[PlanePools, Reads]:
         """Brings what was chosen for a slot of the table to the device.
+
+        Args:
+            table: whose pages.
+            slot: its layer.
+            choice: the blocks of every row and head.
+            plan: of the same tokens.
+            own_blocks: so many of the last blocks, which all heads chose, are read elsewhere.
 
         Raises:
             ValueError: more pages than there are slots for, or a limit that holds none.
         """
-        pair = self._pair(table, slot)
         per_page = table.page_tokens // BLOCK_TOKENS
         blocks_BHK, critical_BHK, counts_BH = _on_host(choice)
         place_K = torch.arange(blocks_BHK.shape[-1])
-        is_read_BHK = place_K < counts_BH[..., None]
-        pages_BHK = (blocks_BHK // per_page).where(is_read_BHK, 0)
-        row_B11 = torch.arange(len(pages_BHK))[:, None, None]
-        # One number for each page of each row.
-        numbers_BHK = pages_BHK + row_B11 * plan.pages
-        of_slot = _Pages(table, slot, numbers_BHK, plan.pages)
-        slots_BHK = of_slot.bring(pair.codes, is_read_BHK, residuals=False)
-        residual_slots_BHK = of_slot.bring(pair.residuals, is_read_BHK & critical_BHK, residuals=True)
-        within_BHK = blocks_BHK % per_page
         if plan.far_pages is None:
-            distances_BHK = (plan.pages - pages_BHK) * per_page
+            distances_BHK = (plan.pages - blocks_BHK // per_page) * per_page
         else:
             # Numbered by what is read: the last block ends where the whole pages do.
-            distances_BHK = (counts_BH[..., None] - place_K).clamp(min=0) + within_BHK
+            distances_BHK = (counts_BH[..., None] - place_K).clamp(min=0) + blocks_BHK % per_page
+        wanted = _Wanted(blocks_BHK, counts_BH - own_blocks, critical_BHK, distances_BHK)
+        return self._bring(self._pair(table, slot), table, slot, wanted, plan.pages)
+
+    def fetch_all(
+        self, table: PageTable, slot: int, blocks: int, pages: int
+    ) -> Iterator[tuple[PlanePools, Reads]]:
+        """Brings the first blocks of a slot of the table, in 16 bits, some pages at a time.
+
+        Args:
+            table: whose pages.
+            slot: its layer.
+            blocks: that are read, by all heads of all rows.
+            pages: whole pages, from whose end distances are.
+
+        Raises:
+            ValueError: fewer slots than rows, or a limit that holds none.
+        """
+        pair = self._pair(table, slot)
+        per_page = table.page_tokens // BLOCK_TOKENS
+        fitting = min(pair.codes.num_slots, pair.residuals.num_slots) // table.num_rows
+        each = min(max(fitting, 1), DENSE_PAGES) * per_page
+        for start in range(0, blocks, each):
+            block_K = torch.arange(start, min(start + each, blocks))
+            shape = (table.num_rows, pair.planes.codes_layout.num_heads, len(block_K))
+            wanted = _Wanted(
+                block_K.expand(shape),
+                torch.full(shape[:2], len(block_K)),
+                torch.ones(shape, dtype=torch.bool),
+                ((pages - block_K // per_page) * per_page).expand(shape),
+            )
+            yield self._bring(pair, table, slot, wanted, pages)
+
+    def _bring(
+        self, pair: _Pair, table: PageTable, slot: int, wanted: _Wanted, num_pages: int
+    ) -> tuple[PlanePools, Reads]:
+        per_page = table.page_tokens // BLOCK_TOKENS
+        is_read_BHK = torch.arange(wanted.blocks.shape[-1]) < wanted.counts[..., None]
+        pages_BHK = (wanted.blocks // per_page).where(is_read_BHK, 0)
+        row_B11 = torch.arange(len(pages_BHK))[:, None, None]
+        # One number for each page of each row.
+        of_slot = _Pages(table, slot, pages_BHK + row_B11 * num_pages, num_pages)
+        slots_BHK = of_slot.bring(pair.codes, is_read_BHK, residuals=False)
+        residual_slots_BHK = of_slot.bring(pair.residuals, is_read_BHK & wanted.critical, residuals=True)
+        within_BHK = wanted.blocks % per_page
         on_device = (
             part.to(self.device, torch.int32)
-            for part in (slots_BHK, residual_slots_BHK, within_BHK, distances_BHK, counts_BH)
+            for part in (slots_BHK, residual_slots_BHK, within_BHK, wanted.distances, wanted.counts)
         )
         return pair.planes, Reads(*on_device)
 
@@ -137,6 +183,23 @@ class HotPools:
             has_byte_residuals=geometry.dtype == torch.float16,
         )
         return _Pair(*pools, planes)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is read of a slot's pages, on the host.
+
+    Attributes:
+        blocks: (B, H, K) int64.
+        counts: (B, H), how many of them.
+        critical: (B, H, K) bool, in 16 bits.
+        distances: (B, H, K), as `Reads` has them.
+    """
+
+    blocks: Tensor
+    counts: Tensor
+    critical: Tensor
+    distances: Tensor
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,13 @@ def attend(query_BHGD: Tensor, pools: PlanePools, reads: Reads, turns: Turns) ->
     """
     keys_BHKTD = read_rows(pools, reads, "keys")
     values_BHKTD = read_rows(pools, reads, "values")
-    facing_BHKGD = turns.by_blocks(query_BHGD[:, :, None], reads.distances[..., None])
-    scores_BHGKT = torch.einsum("bhkgd,bhktd->bhgkt", facing_BHKGD, keys_BHKTD)
+    if query_BHGD.shape[2] > BLOCK_TOKENS:
+        # There are fewer keys to turn.
+        keys_BHKTD = turns.back_by_blocks(keys_BHKTD, reads.distances[..., None])
+        scores_BHGKT = torch.einsum("bhgd,bhktd->bhgkt", query_BHGD, keys_BHKTD)
+    else:
+        facing_BHKGD = turns.by_blocks(query_BHGD[:, :, None], reads.distances[..., None])
+        scores_BHGKT = torch.einsum("bhkgd,bhktd->bhgkt", facing_BHKGD, keys_BHKTD)
     size = reads.slots.shape[-1]
     is_read_BHK = torch.arange(size, device=query_BHGD.device) < reads.counts[..., None]
     scores_BHGKT = scores_BHGKT.masked_fill(~is_read_BHK[:, :, None, :, None], -torch.inf)

@@ -1,10 +1,11 @@
-"""Decoding on a model's device: scores what matters, brings its pages, attends to them.
+"""Attention on a model's device: scores what matters, brings its pages, attends to them.
 
 The pages stay the engine's: in RAM and on disk, with their summaries. A device keeps copies, of summaries
-all, of pages those that fit a limit. A step waits for the device once, for the list of what it reads.
+all, of pages those that fit a limit. A step waits for the device once, for the list of what it reads, and so
+does each part of a prefill that selects.
 
-Letters: B rows, H KV heads, G query heads of a group, Q = H * G, T query tokens, N blocks, K blocks that
-are read, F places that pages are scored from, D and Dv head dims.
+Letters: B rows, H KV heads, G query heads of a group, Q = H * G, T query tokens, R = G * T, N blocks,
+F places that pages are scored from, D and Dv head dims.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 from stratakv.attention.device.backend import backend_for
 from stratakv.attention.device.choosing import Choice, choose, shares_of
 from stratakv.attention.device.hot_summaries import HotSummaries
-from stratakv.attention.device.plan import Plan
+from stratakv.attention.device.own import attend_own
+from stratakv.attention.device.plan import Plan, parts_of
 from stratakv.attention.device.pools import HotPools
 from stratakv.attention.device.reads import Partial
-from stratakv.attention.device.reference import weigh
 from stratakv.attention.device.summaries import SummaryLayout, arrange
 from stratakv.attention.device.turns import Turns
 from stratakv.cache.page_table import PageTable
@@ -29,6 +30,8 @@ from stratakv.cache.selection import BLOCK_TOKENS
 
 # Query tokens up to which a call is a step of decoding, or of checking guessed tokens.
 STEP_TOKENS_MAX = 32
+# Of the tokens of a prefill that share a selection, one in so many is asked what it attends to.
+SAMPLE_TOKENS = 8
 
 
 class HotTier:
@@ -70,14 +73,17 @@ class HotTier:
         return twin
 
     def serves(self, slot: int, num_new: int, device: torch.device) -> bool:
-        """Whether the queries of a call without a mask are a step that this tier attends for."""
-        selection = self.table.selection
-        # The first token's context is the shortest.
-        length = self.table.length(slot) - num_new + 1
+        """Whether this tier attends for the queries of a call without a mask: a step, or a prefill's chunk.
+
+        Not where they may read all of a context for being short, and not before there is a page.
+        """
+        selection, length = self.table.selection, self.table.length(slot)
+        if num_new <= STEP_TOKENS_MAX:
+            # The first token's context is the shortest.
+            length -= num_new - 1
         return (
             device == self.device
             and selection is not None
-            and num_new <= STEP_TOKENS_MAX
             and length >= self.table.page_tokens
             and not selection.reads_all_of(length)
         )
@@ -92,12 +98,18 @@ class HotTier:
         layer = self._layer(slot)
         # Keys and values may have come from elsewhere.
         self.table.devices[slot] = self.device
-        query = query_BQTD.float().mul(scale).view(num_rows, layer.num_heads, -1, num_new, dim)
-        first = self.table.length(slot) - num_new + 1
+        query_BHGTD = query_BQTD.float().mul(scale).view(num_rows, layer.num_heads, -1, num_new, dim)
+        length = self.table.length(slot)
+        start = length - num_new
+        if num_new <= STEP_TOKENS_MAX:
+            parts = [(end - 1, end, self._step) for end in range(start + 1, length + 1)]
+        else:
+            cuts = parts_of(start, length, self.table.dense_prefill_below)
+            parts = [(a, b, self._whole if is_dense else self._part) for a, b, is_dense in cuts]
         # Where Triton launches; other devices need nothing.
-        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-            steps = [self._step(layer, query[..., t, :], first + t) for t in range(num_new)]
-        output = torch.stack(steps, dim=3).view(num_rows, num_queries, num_new, -1)
+        with torch.cuda.device_of(query_BQTD):  # type: ignore[no-untyped-call]
+            outputs = [attend(layer, query_BHGTD[..., a - start : b - start, :], b) for a, b, attend in parts]
+        output = torch.cat(outputs, dim=3).view(num_rows, num_queries, num_new, -1)
         return output.to(query_BQTD.dtype)
 
     def attended(self, slot: int) -> bool:
@@ -142,23 +154,73 @@ class HotTier:
             layer = self._layers[slot] = _Layer(self.table, slot, self._turns, self.device)
         return layer
 
-    def _step(self, layer: _Layer, query_BHGD: Tensor, length: int) -> Tensor:
-        """(B, H, G, Dv) float32 of one token, the last of `length`."""
+    def _step(self, layer: _Layer, query_BHGTD: Tensor, end: int) -> Tensor:
+        """(B, H, G, 1, Dv) float32 of one token, the last of `end`."""
+        plan = self._plan(end)
+        return self._selected(layer, query_BHGTD, end, plan, plan.pages * self.table.page_tokens)
+
+    def _part(self, layer: _Layer, query_BHGTD: Tensor, end: int) -> Tensor:
+        """(B, H, G, T, Dv) float32 of T tokens of a prefill, the last of `end`, that share a selection."""
+        num_new = query_BHGTD.shape[3]
+        return self._selected(
+            layer, query_BHGTD, end, self._plan(end, num_new), self._first_own(end - num_new, end)
+        )
+
+    def _whole(self, layer: _Layer, query_BHGTD: Tensor, end: int) -> Tensor:
+        """The same of T tokens that read everything, and in 16 bits."""
+        first_own = self._first_own(end - query_BHGTD.shape[3], end)
+        layer.last = None
+        blocks, pages = first_own // BLOCK_TOKENS, end // self.table.page_tokens
+        layer.turns.grow(pages * layer.blocks_per_page + 1)
+        placed_BHRD = self._placed(layer, query_BHGTD, end).flatten(2, 3)
+        parts = [self._own(layer, query_BHGTD, first_own, end)]
+        # As many as fit at a time: later ones may take the slots of those that were read.
+        for pools, reads in self._pools.fetch_all(self.table, layer.slot, blocks, pages):
+            parts.append(self._backend.attend(placed_BHRD, pools, reads, layer.turns))
+        return self._merged(parts, query_BHGTD)
+
+    def _first_own(self, start: int, end: int) -> int:
+        """Where the blocks of a prefill's tokens begin, which are not read from planes."""
+        whole = end // self.table.page_tokens * self.table.page_tokens
+        return min(start // BLOCK_TOKENS * BLOCK_TOKENS, whole)
+
+    def _plan(self, end: int, part_tokens: int = 0) -> Plan:
         selection = self.table.selection
         assert selection is not None
-        table = self.table
-        plan = Plan.of(selection, table.trained_tokens, length, table.page_tokens, self._focus_blocks())
+        focus, page_tokens = self._focus_blocks(), self.table.page_tokens
+        return Plan.of(selection, self.table.trained_tokens, end, page_tokens, focus, part_tokens=part_tokens)
+
+    def _selected(self, layer: _Layer, query_BHGTD: Tensor, end: int, plan: Plan, first_own: int) -> Tensor:
+        """(B, H, G, T, Dv): selects for all T tokens, and reads planes of what is before `first_own`."""
         layer.turns.grow(plan.longest_distance(layer.blocks_per_page) + 1)
-        placed_BHGD = layer.turns.place(query_BHGD, plan.tail - 1)
-        shares = shares_of(self._score(layer, query_BHGD, placed_BHGD, plan))
+        placed_BHGTD = self._placed(layer, query_BHGTD, end)
+        asked_BHRD, faced_BHRD = (_sample(part).flatten(2, 3) for part in (query_BHGTD, placed_BHGTD))
+        shares = shares_of(self._score(layer, asked_BHRD, faced_BHRD, plan))
         choice = choose(shares, plan.budget, self._focus_rows())
         layer.last = _Last(choice, plan, layer.blocks_per_page)
-        pools, reads = self._pools.fetch(self.table, layer.slot, choice, plan)
-        part = self._backend.attend(placed_BHGD, pools, reads, layer.turns)
-        if plan.tail:
-            part = self._with_tail(layer, placed_BHGD, part, length - plan.tail, length)
-        output: Tensor = part.output
-        return output
+        own_blocks = plan.pages * layer.blocks_per_page - first_own // BLOCK_TOKENS
+        pools, reads = self._pools.fetch(self.table, layer.slot, choice, plan, own_blocks)
+        parts = [self._backend.attend(placed_BHGTD.flatten(2, 3), pools, reads, layer.turns)]
+        if first_own < end:
+            parts.append(self._own(layer, query_BHGTD, first_own, end))
+        return self._merged(parts, query_BHGTD)
+
+    def _placed(self, layer: _Layer, query_BHGTD: Tensor, end: int) -> Tensor:
+        """The queries of the last T of `end` tokens, relative to the end of the whole pages."""
+        tokens_T = torch.arange(-query_BHGTD.shape[3], 0) + end % self.table.page_tokens
+        return layer.turns.place(query_BHGTD, tokens_T)
+
+    def _own(self, layer: _Layer, query_BHGTD: Tensor, first: int, end: int) -> Partial:
+        """Over the tokens [first, end), from the engine in the model's dtype."""
+        snapshot = self.table.snapshot(layer.slot, self.device)
+        return attend_own(query_BHGTD, snapshot, first, end, layer.turns)
+
+    def _merged(self, parts: list[Partial], query_BHGTD: Tensor) -> Tensor:
+        """(B, H, G, T, Dv)."""
+        if len(parts) > 1:
+            both = (torch.stack([getattr(part, name) for part in parts], 2) for name in ("output", "log_sum"))
+            parts = [self._backend.merge(Partial(*both))]
+        return parts[0].output.view(*query_BHGTD.shape[:4], -1)
 
     def _focus_blocks(self) -> int | None:
         """What a focused step reads beside sinks and window."""
@@ -172,15 +234,15 @@ class HotTier:
             return None
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1 << 40).to(self.device)
 
-    def _score(self, layer: _Layer, query_BHGD: Tensor, placed_BHGD: Tensor, plan: Plan) -> Tensor:
-        """(B, H, G, N) logarithms of estimated masses."""
+    def _score(self, layer: _Layer, query_BHRD: Tensor, placed_BHRD: Tensor, plan: Plan) -> Tensor:
+        """(B, H, R, N) logarithms of estimated masses."""
         pages = torch.arange(plan.first_near, plan.pages, device=self.device)
         distances_F = (plan.pages - pages) * layer.blocks_per_page
-        facing = layer.turns.by_blocks(placed_BHGD[:, :, None], distances_F[:, None])
+        facing = layer.turns.by_blocks(placed_BHRD[:, :, None], distances_F[:, None])
         first = 0
         if plan.far_pages is not None and plan.first_near:
-            far_tokens = plan.far_pages * self.table.page_tokens
-            facing = torch.cat([layer.turns.place(query_BHGD, far_tokens)[:, :, None], facing], dim=2)
+            far = torch.tensor([plan.far_pages * self.table.page_tokens])
+            facing = torch.cat([layer.turns.place(query_BHRD, far)[:, :, None], facing], dim=2)
             first = 1
         page_N = torch.arange(plan.pages, device=self.device).repeat_interleave(layer.blocks_per_page)
         places_N = (page_N - plan.first_near + first).clamp(min=0)
@@ -189,14 +251,13 @@ class HotTier:
         masses: Tensor = self._backend.score(summaries, asked, places_N, layer.summaries.layout)
         return masses
 
-    def _with_tail(self, layer: _Layer, placed_BHGD: Tensor, part: Partial, start: int, stop: int) -> Partial:
-        """Adds the tokens after the last whole page: in the model's dtype, from the engine."""
-        snapshot = self.table.snapshot(layer.slot, self.device)
-        keys_BHTD, values_BHTD = snapshot.gather(start, stop, turn="stored")
-        tail = weigh(placed_BHGD @ keys_BHTD.float().mT, values_BHTD.float())
-        both = (torch.stack([a, b], 2) for a, b in ((part.output, tail.output), (part.log_sum, tail.log_sum)))
-        merged: Partial = self._backend.merge(Partial(*both))
-        return merged
+
+def _sample(query_BHGTD: Tensor) -> Tensor:
+    """Those that are asked of T tokens: all of a step's, a few of a prefill's, the last among them."""
+    num_new = query_BHGTD.shape[3]
+    if num_new <= STEP_TOKENS_MAX:
+        return query_BHGTD
+    return query_BHGTD[..., (num_new - 1) % SAMPLE_TOKENS :: SAMPLE_TOKENS, :]
 
 
 @dataclass(frozen=True)

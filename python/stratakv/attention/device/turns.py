@@ -42,16 +42,22 @@ class Turns:
         partner: Tensor = query[..., self._partners]
         return partner
 
-    def place(self, query: Tensor, position: int) -> Tensor:
-        """Turns (..., D) float32 queries to a position, which may be negative."""
-        cos, sin = self._of_positions(torch.tensor([position]))[0].to(query.device)
-        placed: Tensor = query * cos + self.partner(query) * sin
+    def place(self, query: Tensor, positions: Tensor) -> Tensor:
+        """Turns (..., T, D) float32 queries to T positions, or all to one; they may be negative."""
+        cos_TD, sin_TD = self._of_positions(positions).to(query.device).unbind(1)
+        placed: Tensor = query * cos_TD + self.partner(query) * sin_TD
         return placed
 
     def by_blocks(self, query: Tensor, blocks: Tensor) -> Tensor:
         """Turns (..., D) float32 queries on by numbers of blocks, below M, that broadcast to (...)."""
         entries = self.entries[blocks.long()]
         turned: Tensor = query * entries[..., 0, :] + self.partner(query) * entries[..., 1, :]
+        return turned
+
+    def back_by_blocks(self, keys: Tensor, blocks: Tensor) -> Tensor:
+        """Turns (..., D) float32 keys back: products with queries are those of queries that are turned on."""
+        entries = self.entries[blocks.long()]
+        turned: Tensor = keys * entries[..., 0, :] - self.partner(keys) * entries[..., 1, :]
         return turned
 
     def _of_positions(self, positions: Tensor) -> Tensor:

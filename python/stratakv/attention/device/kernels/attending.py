@@ -1,8 +1,8 @@
-"""Attention over blocks in paged planes, one query token: split over what is read, sums in float32.
+"""Attention over blocks in paged planes: split over what is read, sums in float32.
 
-A program has one (row, KV head) and a part of its blocks, and goes through them one at a time with a running
-softmax; the parts are merged afterwards. Per block it loads 16 rows of codes, of residuals where the block
-is critical, turns the queries to face the block, and multiplies.
+A program has some queries of one (row, KV head), all of a step's, and a part of its blocks, and goes through
+them one at a time with a running softmax; the parts are merged afterwards. Per block it loads 16 rows of
+codes, of residuals where the block is critical, turns the queries to face the block, and multiplies.
 
 Source: Dao et al., "Flash-Decoding for long-context inference", 2023.
 """
@@ -20,6 +20,8 @@ from stratakv.cache.selection import BLOCK_TOKENS
 
 # tl.dot takes no fewer rows.
 LEAST_ROWS = 16
+# More queries than a step has are cut: what a program holds of them has to fit its registers.
+MOST_ROWS = 32
 # Blocks that a program reads, about: fewer keep no GPU busy, more leave most of it idle at short contexts.
 BLOCKS_PER_PART = 16
 
@@ -28,11 +30,12 @@ def attend(query_BHGD: Tensor, pools: PlanePools, reads: Reads, turns: Turns) ->
     """See `reference.attend`."""
     num_rows, num_heads, group, _ = query_BHGD.shape
     size = reads.slots.shape[-1]
-    parts = max(triton.cdiv(size, BLOCKS_PER_PART), 1)
+    tiles = triton.cdiv(group, MOST_ROWS)
+    parts = max(triton.cdiv(size, BLOCKS_PER_PART * tiles), 1)
     shape = (num_rows, num_heads, parts, group)
     output = query_BHGD.new_empty(*shape, pools.value_dim, dtype=torch.float32)
     log_sum = query_BHGD.new_empty(shape, dtype=torch.float32)
-    attend_kernel[(num_rows * num_heads, parts)](
+    attend_kernel[(num_rows * num_heads, parts, tiles)](
         query_BHGD.contiguous(),
         turns.partner(query_BHGD).contiguous(),
         turns.entries,
@@ -47,9 +50,15 @@ def attend(query_BHGD: Tensor, pools: PlanePools, reads: Reads, turns: Turns) ->
         log_sum,
         num_heads,
         size,
+        num_warps=warps(group),
         **constants(pools, group),
     )
     return merge(Partial(output, log_sum))
+
+
+def warps(group: int) -> int:
+    """Warps of a program: with twice the queries, twice as many share its registers."""
+    return 4 if group <= LEAST_ROWS else 8
 
 
 def constants(pools: PlanePools, group: int) -> dict[str, int]:
@@ -57,7 +66,7 @@ def constants(pools: PlanePools, group: int) -> dict[str, int]:
     codes, residuals = pools.codes_layout, pools.residuals_layout
     return {
         "GROUP": group,
-        "GROUP_PAD": max(triton.next_power_of_2(group), LEAST_ROWS),
+        "GROUP_PAD": min(max(triton.next_power_of_2(group), LEAST_ROWS), MOST_ROWS),
         "KEY_DIM": pools.key_dim,
         "KEY_PAD": max(triton.next_power_of_2(pools.key_dim), LEAST_ROWS),
         "VALUE_DIM": pools.value_dim,
@@ -102,10 +111,10 @@ def attend_kernel(query, partner, turns, codes, residuals, slots, residual_slots
                   CODE_HEAD: tl.constexpr, CODE_PAGE: tl.constexpr, REST_HEAD: tl.constexpr,
                   REST_PAGE: tl.constexpr, KEY_REST: tl.constexpr, VALUE_REST: tl.constexpr,
                   IS_BYTE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One part of one (row, KV head): (GROUP, VALUE_DIM) and (GROUP) at (head, part)."""
+    """One part of one (row, KV head): GROUP_PAD of (GROUP, VALUE_DIM) and (GROUP) at (head, part)."""
     head, part = tl.program_id(0), tl.program_id(1)
     of_row = head % num_heads
-    row_G = tl.arange(0, GROUP_PAD)[:, None]
+    row_G = tl.program_id(2) * GROUP_PAD + tl.arange(0, GROUP_PAD)[:, None]
     element_D = tl.arange(0, KEY_PAD)[None, :]
     value_D = tl.arange(0, VALUE_PAD)[None, :]
     token_T = tl.arange(0, BLOCK)
