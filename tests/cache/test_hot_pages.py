@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratakv.cache import staging
@@ -42,17 +44,43 @@ class Engine:
         return read
 
 
+@pytest.fixture(scope="module")
+def worker():
+    with ThreadPoolExecutor(1) as worker:
+        yield worker
+
+
+NUMBERS = st.lists(st.integers(0, 15), max_size=9)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=40)
 @given(
     num_slots=st.integers(1, 7),
-    steps=st.lists(st.tuples(st.lists(st.integers(0, 15), max_size=9), st.booleans()), max_size=25),
+    # Sometimes a guess comes first.
+    steps=st.lists(st.tuples(NUMBERS, st.booleans(), st.none() | NUMBERS, st.booleans()), max_size=25),
 )
-def test_what_is_held_is_what_was_asked_for(policy, num_slots, steps):
+def test_what_is_held_is_what_was_asked_for(policy, num_slots, steps, worker):
     pool, engine = HotPages(SLOT_BYTES, num_slots * SLOT_BYTES + 5, CPU, policy=policy), Engine()
     assert pool.num_slots == num_slots
     known: dict[int, int] = {}
-    asked = 0
-    for numbers, engine.fails in steps:
+    asked = guessed = 0
+    for numbers, guess_fails, guess, hold_fails in steps:
+        if guess is not None:
+            engine.fails = guess_fails
+            stayed = set(pool._resident)
+            before = len(engine.reads)
+            pool.guess([key(n) for n in guess], engine.reader(guess), worker)
+            pool.settle()
+            assert set(pool._resident) == stayed, "no page leaves for a guess"
+            fresh = engine.reads[before:]
+            assert len(set(fresh)) == len(fresh)
+            assert set(fresh) <= set(guess)
+            assert len(pool) <= num_slots
+            guessed += len(fresh)
+            # Pages that passed through may have left.
+            known = {n: slot for n, slot in known.items() if key(n) in pool and n not in fresh}
+        engine.fails = hold_fails
         before = len(engine.reads)
         try:
             slots = pool.hold([key(n) for n in numbers], engine.reader(numbers))
@@ -76,8 +104,51 @@ def test_what_is_held_is_what_was_asked_for(policy, num_slots, steps):
         known |= now
         assert len(pool) <= num_slots
     assert pool.counts.hits + pool.counts.misses == asked
-    assert pool.counts.misses == len(engine.reads)
-    assert pool.counts.copied_bytes == len(engine.reads) * SLOT_BYTES
+    assert pool.counts.misses + guessed == len(engine.reads)
+    assert pool.counts.guesses_read <= guessed <= pool.counts.guesses
+    assert pool.counts.misses + pool.counts.guesses == pool.counts.copied_bytes // SLOT_BYTES
+
+
+def test_guesses_are_counted_and_kept_as_what_is_missing_is(worker):
+    pool, engine = HotPages(SLOT_BYTES, 6 * SLOT_BYTES, CPU, policy="lru"), Engine()
+
+    def hold(*numbers):
+        pool.hold([key(n) for n in numbers], engine.reader(numbers))
+
+    def guess(*numbers):
+        pool.guess([key(n) for n in numbers], engine.reader(numbers), worker)
+
+    hold(0, 1, 2, 3)
+    guess(3, 4, 5, 6)  # there is room for two that are not there
+    hold(3, 4, 7)
+    assert engine.reads == [0, 1, 2, 3, 4, 5, 7]
+    counts = pool.counts
+    assert (counts.guesses, counts.guesses_read, counts.hits, counts.misses) == (2, 1, 2, 5)
+    guess(8, 9)
+    hold(8, 9)
+    assert counts.guesses_read > 1
+    assert counts.evictions > 0, "what is kept of the guesses makes room for the next ones"
+    assert len(engine.reads) == counts.misses + counts.guesses
+
+
+def test_a_guess_that_can_not_be_read_is_forgotten(worker):
+    pool, engine = HotPages(SLOT_BYTES, 4 * SLOT_BYTES, CPU), Engine()
+    engine.fails = True
+    pool.guess([key(1)], engine.reader([1]), worker)
+    pool.settle()
+    assert key(1) not in pool
+    assert len(pool) == 0
+    engine.fails = False
+    pool.hold([key(n) for n in range(4)], engine.reader(range(4)))
+    assert pool.counts.misses == 4
+
+
+def test_slots_of_inference_mode_are_written_outside_it():
+    engine = Engine()
+    with torch.inference_mode():
+        pool = HotPages(SLOT_BYTES, 4 * SLOT_BYTES, CPU)
+    pool.hold([key(1)], engine.reader([1]))
+    assert engine.reads == [1]
 
 
 def test_a_working_set_that_fits_is_read_once():

@@ -78,6 +78,9 @@ class DeviceTier(Protocol):
     def read_shares(self, slot: int) -> list[list[list[float]]] | None:
         """As `KvCache.read_shares`."""
 
+    def settle(self) -> None:
+        """Waits for what it reads of the table behind the caller's back."""
+
     def stats(self) -> dict[str, Any]:
         """What it holds and counted."""
 
@@ -255,18 +258,21 @@ class PageTable:
 
     def crop(self, length: int) -> None:
         """Forgets all tokens from `length` on, in every slot and row."""
+        self._settle()
         self.native.crop(length)
         self.focused = [[block for block in row if block < length // BLOCK_TOKENS] for row in self.focused]
         self.epoch += 1
 
     def reorder(self, rows: list[int]) -> None:
         """Row i becomes what row `rows[i]` was."""
+        self._settle()
         self.native.reorder(rows)
         self.focused = [self.focused[row] for row in rows] if self.focused else []
         self.epoch += 1
 
     def reset(self) -> None:
         """Forgets everything, row count and geometry too."""
+        self._settle()
         if self._kv is not None:
             self._kv.reset()
         self.focused = []
@@ -293,8 +299,14 @@ class PageTable:
         twin.hot = None if self.hot is None else self.hot.fork(twin)
         return twin
 
+    def _settle(self) -> None:
+        """Before pages get other numbers."""
+        if self.hot is not None:
+            self.hot.settle()
+
     def close(self) -> None:
         """Lets go of all pages. Closing twice is no error."""
+        self._settle()
         if self._kv is not None:
             self._kv.close()
             self._kv = None

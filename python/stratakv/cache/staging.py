@@ -1,7 +1,7 @@
 """How pages reach a device: through host buffers of a bounded size.
 
 On CUDA the buffers are pinned and there are two: while one is on its way, on a stream of its own, the
-next is filled. Elsewhere a copy is over when the call returns.
+next is filled. Elsewhere a copy is over when the call returns. One thread at a time copies.
 
 Letters: A slots of a pool, N pages.
 """
@@ -9,7 +9,7 @@ Letters: A slots of a pool, N pages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ Fill: TypeAlias = Callable[[range, Tensor], None]
 
 
 class Staging:
-    """Host buffers for slots of one size, and copies out of them that are over when `send` returns."""
+    """Host buffers for slots of one size, and copies out of them that are over when `copy` returns."""
 
     def __init__(self, slot_bytes: int) -> None:
         self.slot_bytes = slot_bytes
@@ -29,7 +29,19 @@ class Staging:
         self._buffer = torch.empty(0, slot_bytes, dtype=torch.uint8)
 
     def send(self, pool_AB: Tensor, slots_N: Tensor, fill: Fill) -> None:
-        """Fills the slots of a pool with pages, a buffer at a time."""
+        """Fills the slots of a pool with pages; the present stream goes on once they are, the host before."""
+        self.copy(pool_AB, slots_N, fill, self.mark())
+        self.arrive()
+
+    def mark(self) -> Any:
+        """What `copy` begins after: all that the calling thread launched."""
+        return None
+
+    def arrive(self) -> None:
+        """What the calling thread launches from now on comes after what was copied."""
+
+    def copy(self, pool_AB: Tensor, slots_N: Tensor, fill: Fill, mark: Any) -> None:
+        """Fills the slots of a pool with pages, a buffer at a time, on any thread."""
         for start in range(0, len(slots_N), self.rows):
             pages = range(start, min(start + self.rows, len(slots_N)))
             if len(self._buffer) < len(pages):
@@ -45,16 +57,26 @@ class CudaStaging(Staging):
 
     def __init__(self, slot_bytes: int, device: torch.device) -> None:
         super().__init__(slot_bytes)
+        self.device = device
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pinned = [torch.empty(self.rows, slot_bytes, dtype=torch.uint8, pin_memory=True) for _ in "ab"]
         self._sent = [torch.cuda.Event() for _ in "ab"]  # type: ignore[no-untyped-call]
         self._turn = 0
 
-    def send(self, pool_AB: Tensor, slots_N: Tensor, fill: Fill) -> None:
-        """As `Staging.send`; the present stream goes on once the slots are filled, the host before."""
-        compute = torch.cuda.current_stream(pool_AB.device)
+    def mark(self) -> torch.cuda.Event:
+        """See `Staging.mark`."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def arrive(self) -> None:
+        """See `Staging.arrive`."""
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def copy(self, pool_AB: Tensor, slots_N: Tensor, fill: Fill, mark: torch.cuda.Event) -> None:
+        """See `Staging.copy`."""
         # What was launched before may still read what these slots held.
-        self.stream.wait_stream(compute)
+        self.stream.wait_event(mark)
         slots_N = slots_N.pin_memory()
         for start in range(0, len(slots_N), self.rows):
             pages = range(start, min(start + self.rows, len(slots_N)))
@@ -66,7 +88,6 @@ class CudaStaging(Staging):
                 pool_AB.index_copy_(0, slots, buffer.to(pool_AB.device, non_blocking=True))
                 sent.record(self.stream)
             self._turn = 1 - self._turn
-        compute.wait_stream(self.stream)
 
 
 def staging_for(slot_bytes: int, device: torch.device) -> Staging:

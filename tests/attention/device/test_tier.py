@@ -139,6 +139,25 @@ def test_a_small_tier_evicts_and_stays_right():
     assert stats["hits"] > 0
     assert stats["copied_bytes"] > 0
     assert stats["summary_bytes"] > 0
+    assert 0 < stats["guesses_read"] < stats["guesses"]
+
+
+def test_pages_that_moved_are_not_guessed():
+    """What a layer read last has other numbers once rows move: none of it is asked for."""
+    table = make_table(3000, slots=2, trained=512)
+    tier = table.hot = HotTier(table, 400 << 10, CPU)
+    for _ in range(2):
+        for slot in (0, 1):
+            assert_same_step(table, tier, slot=slot)
+    guesses = tier.stats()["guesses"]
+    assert guesses > 0
+    table.reorder([1, 0])
+    assert_same_step(table, tier, slot=0)
+    assert tier.stats()["guesses"] == guesses
+    table.crop(2000)
+    for slot in (0, 1, 0, 1):
+        assert_same_step(table, tier, slot=slot)
+    assert tier.stats()["guesses"] > guesses
 
 
 def test_pages_come_from_disk(tmp_path):

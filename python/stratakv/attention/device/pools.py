@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,20 @@ class _Pair:
     planes: PlanePools
 
 
+class Fetched(NamedTuple):
+    """What is on the device for one attention.
+
+    Attributes:
+        pools: the slots.
+        reads: what is read of them.
+        pages: (row, page) of these, those with critical blocks first.
+    """
+
+    pools: PlanePools
+    reads: Reads
+    pages: list[tuple[int, int]]
+
+
 class HotPools:
     """The slots of a device, for a table and its forks.
 
@@ -56,10 +71,9 @@ class HotPools:
         self._policy = policy
         self._pairs: dict[LayerGeometry, _Pair] = {}
         self._critical = 0.0
+        self._worker: ThreadPoolExecutor | None = None
 
-    def fetch(
-        self, table: PageTable, slot: int, choice: Choice, plan: Plan, own_blocks: int = 0
-    ) -> tuple[PlanePools, Reads]:
+    def fetch(self, table: PageTable, slot: int, choice: Choice, plan: Plan, own_blocks: int = 0) -> Fetched:
         """Brings what was chosen for a slot of the table to the device.
 
         Args:
@@ -83,9 +97,7 @@ class HotPools:
         wanted = _Wanted(blocks_BHK, counts_BH - own_blocks, critical_BHK, distances_BHK)
         return self._bring(self._pair(table, slot), table, slot, wanted, plan.pages)
 
-    def fetch_all(
-        self, table: PageTable, slot: int, blocks: int, pages: int
-    ) -> Iterator[tuple[PlanePools, Reads]]:
+    def fetch_all(self, table: PageTable, slot: int, blocks: int, pages: int) -> Iterator[Fetched]:
         """Brings the first blocks of a slot of the table, in 16 bits, some pages at a time.
 
         Args:
@@ -112,23 +124,44 @@ class HotPools:
             )
             yield self._bring(pair, table, slot, wanted, pages)
 
-    def _bring(
-        self, pair: _Pair, table: PageTable, slot: int, wanted: _Wanted, num_pages: int
-    ) -> tuple[PlanePools, Reads]:
+    def guess(self, table: PageTable, slot: int, pages: list[tuple[int, int]]) -> None:
+        """Starts to bring codes of (row, page)s that a slot of the table may read next, the likeliest first.
+
+        Residuals are few, and which are needed changes too much (docs/gpu.md).
+        """
+        geometry = table.geometry[slot]
+        if geometry not in self._pairs:
+            return
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "stratakv-hot")
+        native = table.native
+
+        def read(places: list[int], out: Tensor) -> None:
+            native.copy_planes(slot, [pages[place] for place in places], out)
+
+        self._pairs[geometry].codes.guess(native.page_keys(slot, pages), read, self._worker)
+
+    def settle(self) -> None:
+        """Waits for what `guess` began to read."""
+        for pair in self._pairs.values():
+            pair.codes.settle()
+
+    def _bring(self, pair: _Pair, table: PageTable, slot: int, wanted: _Wanted, num_pages: int) -> Fetched:
         per_page = table.page_tokens // BLOCK_TOKENS
         is_read_BHK = torch.arange(wanted.blocks.shape[-1]) < wanted.counts[..., None]
         pages_BHK = (wanted.blocks // per_page).where(is_read_BHK, 0)
         row_B11 = torch.arange(len(pages_BHK))[:, None, None]
         # One number for each page of each row.
         of_slot = _Pages(table, slot, pages_BHK + row_B11 * num_pages, num_pages)
-        slots_BHK = of_slot.bring(pair.codes, is_read_BHK, residuals=False)
-        residual_slots_BHK = of_slot.bring(pair.residuals, is_read_BHK & wanted.critical, residuals=True)
+        slots_BHK, pages = of_slot.bring(pair.codes, is_read_BHK, residuals=False)
+        is_critical_BHK = is_read_BHK & wanted.critical
+        residual_slots_BHK, critical = of_slot.bring(pair.residuals, is_critical_BHK, residuals=True)
         within_BHK = wanted.blocks % per_page
         on_device = (
             part.to(self.device, torch.int32)
             for part in (slots_BHK, residual_slots_BHK, within_BHK, wanted.distances, wanted.counts)
         )
-        return pair.planes, Reads(*on_device)
+        return Fetched(pair.planes, Reads(*on_device), list(dict.fromkeys(critical + pages)))
 
     def stats(self) -> dict[str, Any]:
         """Limit and used bytes, pages, and the sums of what the pools counted."""
@@ -218,8 +251,10 @@ class _Pages:
     numbers: Tensor
     num_pages: int
 
-    def bring(self, pool: HotPages, is_read: Tensor, *, residuals: bool) -> Tensor:
-        """(B, H, K): the slots of the pages where they are read, brought there, and -1 elsewhere."""
+    def bring(
+        self, pool: HotPages, is_read: Tensor, *, residuals: bool
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """(B, H, K): the slots of the pages where they are read, and -1 elsewhere; and the pages."""
         distinct, place_of = torch.unique(self.numbers[is_read], return_inverse=True)
         pages = [divmod(number, self.num_pages) for number in distinct.tolist()]
         native = self.table.native
@@ -228,7 +263,7 @@ class _Pages:
             native.copy_planes(self.slot, [pages[place] for place in places], out, residuals=residuals)
 
         held = pool.hold(native.page_keys(self.slot, pages), read)
-        return torch.full_like(self.numbers, -1).masked_scatter_(is_read, held[place_of])
+        return torch.full_like(self.numbers, -1).masked_scatter_(is_read, held[place_of]), pages
 
 
 def _on_host(choice: Choice) -> tuple[Tensor, Tensor, Tensor]:

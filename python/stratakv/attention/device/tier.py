@@ -109,6 +109,8 @@ class HotTier:
         # Where Triton launches; other devices need nothing.
         with torch.cuda.device_of(query_BQTD):  # type: ignore[no-untyped-call]
             outputs = [attend(layer, query_BHGTD[..., a - start : b - start, :], b) for a, b, attend in parts]
+            if num_new <= STEP_TOKENS_MAX:
+                self._guess_after(slot)
         output = torch.cat(outputs, dim=3).view(num_rows, num_queries, num_new, -1)
         return output.to(query_BQTD.dtype)
 
@@ -154,6 +156,19 @@ class HotTier:
             layer = self._layers[slot] = _Layer(self.table, slot, self._turns, self.device)
         return layer
 
+    def settle(self) -> None:
+        """Waits for pages that are still being copied ahead: before the table changes."""
+        self._pools.settle()
+
+    def _guess_after(self, slot: int) -> None:
+        """Starts to bring what the next layer read last: most of it will be read again."""
+        num_slots = self.table.num_slots
+        following = (self._layers.get((slot + further) % num_slots) for further in range(1, num_slots + 1))
+        layer = next(layer for layer in following if layer is not None)
+        epoch, pages = layer.read
+        if epoch == self.table.epoch and layer.geometry == self.table.geometry[layer.slot]:
+            self._pools.guess(self.table, layer.slot, pages)
+
     def _step(self, layer: _Layer, query_BHGTD: Tensor, end: int) -> Tensor:
         """(B, H, G, 1, Dv) float32 of one token, the last of `end`."""
         plan = self._plan(end)
@@ -175,7 +190,7 @@ class HotTier:
         placed_BHRD = self._placed(layer, query_BHGTD, end).flatten(2, 3)
         parts = [self._own(layer, query_BHGTD, first_own, end)]
         # As many as fit at a time: later ones may take the slots of those that were read.
-        for pools, reads in self._pools.fetch_all(self.table, layer.slot, blocks, pages):
+        for pools, reads, _ in self._pools.fetch_all(self.table, layer.slot, blocks, pages):
             parts.append(self._backend.attend(placed_BHRD, pools, reads, layer.turns))
         return self._merged(parts, query_BHGTD)
 
@@ -199,7 +214,8 @@ class HotTier:
         choice = choose(shares, plan.budget, self._focus_rows())
         layer.last = _Last(choice, plan, layer.blocks_per_page)
         own_blocks = plan.pages * layer.blocks_per_page - first_own // BLOCK_TOKENS
-        pools, reads = self._pools.fetch(self.table, layer.slot, choice, plan, own_blocks)
+        pools, reads, pages = self._pools.fetch(self.table, layer.slot, choice, plan, own_blocks)
+        layer.read = (self.table.epoch, pages)
         parts = [self._backend.attend(placed_BHGTD.flatten(2, 3), pools, reads, layer.turns)]
         if first_own < end:
             parts.append(self._own(layer, query_BHGTD, first_own, end))
@@ -297,3 +313,5 @@ class _Layer:
         layout = SummaryLayout.of(table.rotary, geometry.key_dim)
         self.summaries = HotSummaries(table, slot, layout, device)
         self.last: _Last | None = None
+        # The table's epoch and the (row, page)s whose codes were read, when planes were last read.
+        self.read: tuple[int, list[tuple[int, int]]] = (table.epoch, [])

@@ -74,6 +74,11 @@ class HotTiers:
         tier = self._of(slot)
         return None if tier is None else tier.read_shares(slot)
 
+    def settle(self) -> None:
+        """Waits for pages that are still being copied ahead: before the table changes."""
+        for tier in self._tiers.values():
+            tier.settle()
+
     def stats(self) -> dict[str, Any]:
         """As `HotTier.stats`; of several devices the sums, and under "devices" each one's own."""
         each = [tier.stats() for tier in self._tiers.values()]
