@@ -15,7 +15,9 @@ from stratakv.cli.gpu_work import Sizes
 from stratakv.cli.output import Output
 
 CPU = torch.device("cpu")
-SMALL = Sizes(contexts=(4096,), budget=256, heads=2, group=2, dim=32, copy_bytes=4096, matrix=64, repeats=2)
+SMALL = Sizes(
+    contexts=(4096,), budget=256, chunk=70, heads=2, group=2, dim=32, copy_bytes=4096, matrix=64, repeats=2
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures for minutes with CUDA")
@@ -35,7 +37,7 @@ def test_every_figure_is_measured_and_kept(tmp_path):
     kept = json.loads(report.read_text())
     names = [figure["name"] for figure in kept["figures"]]
     assert gpu_figures.DEVICE_COPY in names
-    assert sum(name.startswith("4K: ") for name in names) == 5
+    assert sum(name.startswith("4K: ") for name in names) == 7
     assert len(set(names)) == len(names)
     for figure in kept["figures"]:
         assert len(figure["samples"]) == 2

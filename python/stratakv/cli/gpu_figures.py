@@ -81,15 +81,19 @@ def check(device: torch.device, sizes: Sizes) -> None:
     """
     query, pools, reads, turns = random_reads(device, sizes)
     backend = backend_for(device.type)
-    _expect_near("attend", backend.attend(query, pools, reads, turns).output,
-                 reference.attend(query, pools, reads, turns).output, 1e-4)  # fmt: skip
+    # As a step has them, and as a prefill.
+    for queries in (query, torch.randn_like(query.repeat(1, 1, 64, 1))):
+        found, expected = (
+            module.attend(queries, pools, reads, turns).output for module in (backend, reference)
+        )
+        _expect_near(f"attend, {queries.shape[2]} queries", found, expected, 1e-4)
     asked = random_summaries(device, sizes, APPEND_TOKENS)
     _expect_near("score", backend.score(*asked), reference.score(*asked), 1e-4)
     with Layer(device, sizes, max(4 * sizes.budget, 2 * PAGE_TOKENS)) as layer:
-        query = layer.query()
         with_cpu = HotTier(layer.table, layer.limit_bytes, torch.device("cpu"))
-        found, expected = (tier.attend(0, query.to(tier.device), 1.0) for tier in (layer.tier, with_cpu))
-        _expect_near("a step", found, expected, 2e-2)
+        for what, query in {"a step": layer.query(), "a prefill": layer.query(PAGE_TOKENS)}.items():
+            found, expected = (tier.attend(0, query.to(tier.device), 1.0) for tier in (layer.tier, with_cpu))
+            _expect_near(what, found, expected, 2e-2)
 
 
 def _expect_near(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -156,7 +160,7 @@ def _kernels(device: torch.device, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _decoding(device: torch.device, sizes: Sizes, context: int) -> Iterator[Figure]:
-    """Steps of one layer: ours, dense attention on the device, and over what is brought there each time."""
+    """One layer's steps and chunks: ours, dense attention on the device, and over what is brought there."""
     name = f"{context >> 10}K"
     with Layer(device, sizes, context) as layer:
         query = layer.query()
@@ -164,14 +168,20 @@ def _decoding(device: torch.device, sizes: Sizes, context: int) -> Iterator[Figu
         yield Figure(f"{name}: a step, its pages on the device", "ms", _ms(again))
         fresh = seconds_of(device, sizes.repeats, lambda: layer.tier.attend(0, layer.query(), 1.0))
         yield Figure(f"{name}: a step of a new query", "ms", _ms(fresh))
+        chunk = layer.query(sizes.chunk)
+        prefilled = seconds_of(device, sizes.repeats, lambda: layer.tier.attend(0, chunk, 1.0))
+        yield Figure(f"{name}: a prefill's {sizes.chunk} tokens", "ms", _ms(prefilled))
     shape = (1, sizes.heads, context, sizes.dim)
     host = [torch.zeros(shape, dtype=torch.bfloat16, pin_memory=device.type == "cuda") for _ in "kv"]
     held = [part.to(device) for part in host]
 
-    def attend(parts: list[Tensor]) -> Tensor:
+    def attend(parts: list[Tensor], query: Tensor = query) -> Tensor:
         keys, values = parts
         return scaled_dot_product_attention(query, keys, values, enable_gqa=True)
 
+    # Without a mask: a chunk's own tokens are a small part.
+    chunks = seconds_of(device, sizes.repeats, lambda: attend(held, chunk))
+    yield Figure(f"{name}: dense SDPA of {sizes.chunk} tokens, all on the device", "ms", _ms(chunks))
     dense = seconds_of(device, sizes.repeats, lambda: attend(held))
     yield Figure(f"{name}: dense SDPA, all on the device", "ms", _ms(dense))
     # What transformers' offloaded cache does for each layer.

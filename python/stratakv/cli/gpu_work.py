@@ -31,6 +31,7 @@ class Sizes:
     Attributes:
         contexts: tokens of the contexts that are decoded over.
         budget: tokens that a step reads per head.
+        chunk: tokens of a prefill's chunk.
         heads: H.
         group: G.
         dim: D.
@@ -41,6 +42,7 @@ class Sizes:
 
     contexts: tuple[int, ...] = (128 << 10, 1 << 20)
     budget: int = 2048
+    chunk: int = 512
     heads: int = 8
     group: int = 4
     dim: int = 128
@@ -120,9 +122,9 @@ class Layer:
         self.table.close()
         self.store.close()
 
-    def query(self) -> Tensor:
-        """(1, H * G, 1, D) that nobody has asked yet."""
-        shape = (1, self.sizes.heads * self.sizes.group, 1, self.sizes.dim)
+    def query(self, tokens: int = 1) -> Tensor:
+        """(1, H * G, T, D) that nobody has asked yet."""
+        shape = (1, self.sizes.heads * self.sizes.group, tokens, self.sizes.dim)
         return torch.randn(shape).mul(2 * self.sizes.dim**-0.5).to(self.device, torch.bfloat16)
 
     def _append(self, tokens: int) -> None:
