@@ -10,7 +10,7 @@ import torch
 from demo_model import load
 from stratakv import AssistantMemory
 
-MONDAY = ("I live in Riga.", "My cat is called Miez.", "We chose Postgres over MySQL because of JSONB.")
+MONDAY = ("I live in Lisbon.", "My cat is called Miez.", "We chose Postgres over MySQL because of JSONB.")
 FRIDAY = ("In which city do I live?", "What is my cat called?", "Which database did we choose?")
 
 
