@@ -138,6 +138,20 @@ def test_forks_and_resumed_sessions_go_on(tmp_path):
             torch.testing.assert_close(again, logits[0], rtol=1e-4, atol=1e-5)
 
 
+def test_inference_mode_may_begin_and_end_in_between():
+    """What grew in it is written outside it."""
+    model = build("llama")
+    # What a prefill reads of itself is in 16 bits here, and in FP8 there: all is in 16 bits.
+    exact = replace(SMALL, critical_fraction=1.0)
+    pieces = prompt(525).split([400, 1, 60, 1, 62, 1], dim=1)
+    with stratakv.attach(model), open_hot(model, exact) as cache, open_cache(model, exact) as engine:
+        for place, piece in enumerate(pieces):
+            with torch.inference_mode(place == 3), torch.set_grad_enabled(False):
+                found, expected = (model(piece, **cache_kwargs(one)).logits[0, -1] for one in (cache, engine))
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-3)
+        assert cache.stats()["hot"]["hits"] > 0
+
+
 def test_what_it_needs_is_said():
     model = build("llama")
     with stratakv.attach(model):

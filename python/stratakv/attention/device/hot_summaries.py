@@ -66,7 +66,9 @@ class HotSummaries:
         geometry = self.table.geometry[self.slot]
         assert geometry is not None, "whole pages have a geometry"
         shape = (self.table.num_rows, geometry.num_heads)
-        self._make_room(shape, pages * self._blocks_per_page)
+        # What inference mode allocates could not be written outside it.
+        with torch.inference_mode(mode=False):
+            self._make_room(shape, pages * self._blocks_per_page)
         for start in range(len(self._names), pages, PAGES_PER_COPY):
             stop = min(start + PAGES_PER_COPY, pages)
             first, last = (page * self._blocks_per_page for page in (start, stop))
