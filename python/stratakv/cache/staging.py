@@ -77,6 +77,11 @@ class CudaStaging(Staging):
         """See `Staging.copy`."""
         # What was launched before may still read what these slots held.
         self.stream.wait_event(mark)
+        # A thread begins on the first device.
+        with torch.cuda.device(self.device):
+            self._copy(pool_AB, slots_N, fill)
+
+    def _copy(self, pool_AB: Tensor, slots_N: Tensor, fill: Fill) -> None:
         slots_N = slots_N.pin_memory()
         for start in range(0, len(slots_N), self.rows):
             pages = range(start, min(start + self.rows, len(slots_N)))
