@@ -16,8 +16,12 @@ use crate::error::{Error, Result};
 use crate::io::{ALIGN, ReadBuf, WriteBuf};
 use crate::sync::Mutex;
 
-/// Slabs are about this large: few mappings, and little is stranded by a size that is no longer used.
-const SLAB_BYTES: usize = 1 << 20;
+/// Slabs are about this large: few mappings, and little is stranded by a size that is no longer used. Also the
+/// size of a huge page, which a slab is wherever it can be: where a step reads here and there in many gigabytes,
+/// half of its time would go into finding out where pages of 4 KiB are.
+const SLAB_BYTES: usize = 2 << 20;
+/// A slab that is a huge page may have one byte in so many that is in no slot.
+const WASTE_ONE_IN: usize = 64;
 /// Small limits get smaller ones: pages of one size must not take all of RAM from the others.
 const SLABS_MIN: u64 = 16;
 
@@ -51,24 +55,30 @@ struct Slab {
     slot_bytes: usize,
     free: Vec<u32>,
     slots: u32,
+    /// What is mapped.
+    bytes: u64,
 }
 
 // SAFETY: `base` points into `_map`, which moves with the slab and is itself Send.
 unsafe impl Send for Slab {}
 
 impl Slab {
-    fn new(slot_bytes: usize, slots: u32) -> Option<Self> {
-        let mut map = MmapMut::map_anon(slot_bytes * slots as usize).ok()?;
+    /// A mapping of `bytes`, at least those of its slots.
+    fn new(slot_bytes: usize, slots: u32, bytes: usize) -> Option<Self> {
+        assert!(bytes >= slot_bytes * slots as usize, "slots past their slab");
+        let mut map = MmapMut::map_anon(bytes).ok()?;
+        #[cfg(target_os = "linux")]
+        if bytes >= SLAB_BYTES {
+            // Only a wish.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
         let base = NonNull::new(map.as_mut_ptr())?;
-        Some(Self { _map: map, base, slot_bytes, free: (0..slots).rev().collect(), slots })
+        let free = (0..slots).rev().collect();
+        Some(Self { _map: map, base, slot_bytes, free, slots, bytes: bytes as u64 })
     }
 
     fn is_unused(&self) -> bool {
         self.free.len() == self.slots as usize
-    }
-
-    fn bytes(&self) -> u64 {
-        self.slot_bytes as u64 * u64::from(self.slots)
     }
 }
 
@@ -154,8 +164,8 @@ impl State {
         if slots == 0 {
             return None;
         }
-        let slab = Slab::new(slot_bytes, slots as u32)?;
-        self.committed_bytes += slab.bytes();
+        let slab = Slab::new(slot_bytes, slots as u32, slab_bytes(slots * slot_bytes, room))?;
+        self.committed_bytes += slab.bytes;
         if let Some(index) = self.slabs.iter().position(Option::is_none) {
             self.slabs[index] = Some(slab);
             return Some(index);
@@ -168,10 +178,17 @@ impl State {
     fn release_unused(&mut self) {
         for slab in &mut self.slabs {
             if slab.as_ref().is_some_and(Slab::is_unused) {
-                self.committed_bytes -= slab.take().map_or(0, |slab| slab.bytes());
+                self.committed_bytes -= slab.take().map_or(0, |slab| slab.bytes);
             }
         }
     }
+}
+
+/// What is mapped for so many bytes of slots: a huge page where they nearly fill one and there is room for it.
+fn slab_bytes(of_slots: usize, room: usize) -> usize {
+    let is_huge =
+        of_slots <= SLAB_BYTES && SLAB_BYTES - of_slots <= SLAB_BYTES / WASTE_ONE_IN && SLAB_BYTES <= room;
+    if is_huge { SLAB_BYTES } else { of_slots }
 }
 
 /// One slot, owned: writable until it is shared as a [`Page`].
@@ -272,6 +289,21 @@ mod tests {
         assert_eq!(big.padded_len(), 10 * ALIGN);
         assert_eq!(big.as_ptr() as usize % ALIGN, 0);
         assert!(arena.allocate(1).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_slab_is_a_huge_page_where_little_is_wasted_and_counts_whole() {
+        for (len, committed) in [(24 << 10, SLAB_BYTES), (36 << 10, SLAB_BYTES), (1_200_000, 1_200_128)] {
+            let arena = Arena::new(64 << 20);
+            let page = arena.allocate(len).unwrap().unwrap();
+            assert_eq!(arena.usage().committed_bytes, committed.next_multiple_of(ALIGN) as u64, "{len}");
+            drop(page);
+        }
+        // No room for a whole one, and then not for another slot.
+        let arena = Arena::new(SLAB_BYTES as u64 - 1);
+        let pages: Vec<_> = std::iter::from_fn(|| arena.allocate(24 << 10).unwrap()).collect();
+        assert_eq!(pages.len(), (SLAB_BYTES - 1) / (24 << 10));
+        assert!(arena.usage().committed_bytes < SLAB_BYTES as u64);
     }
 
     #[test]
