@@ -8,7 +8,7 @@ use std::ptr;
 
 use super::Rows;
 use crate::codec::Coded;
-use crate::simd::{Element, F32, Simd, load_some};
+use crate::simd::{Element, F32, Simd, load_some, prefetch_at};
 
 /// Where a row starts; null for none.
 #[derive(Clone, Copy)]
@@ -70,8 +70,8 @@ pub(super) trait Walk {
     #[inline(always)]
     fn prefetch<S: Simd>(simd: S, at: At, dim: usize, row: usize, rows: usize) {
         let at = Self::step(at, dim, row);
-        prefetch(simd, at.bytes, rows * Self::row_bytes(dim));
-        prefetch(simd, at.residual, rows * Self::residual_bytes(dim));
+        prefetch(simd, at.bytes, rows * Self::row_bytes(dim), Self::SCALED);
+        prefetch(simd, at.residual, rows * Self::residual_bytes(dim), Self::SCALED);
     }
 }
 
@@ -140,12 +140,17 @@ impl<C: Coded> Walk for Scaled<C> {
     }
 }
 
-/// Asks for `len` bytes. Any address is allowed.
+/// Asks for `len` bytes. Any address is allowed. What is kept in planes is read a block here and a block there, of
+/// which the processor foresees nothing: those are asked for into the first level.
 #[inline(always)]
-fn prefetch<S: Simd>(simd: S, at: *const u8, len: usize) {
+fn prefetch<S: Simd>(simd: S, at: *const u8, len: usize, is_scattered: bool) {
     let mut line = 0;
     while line < len {
-        simd.prefetch(at.wrapping_add(line));
+        if is_scattered {
+            prefetch_at(at.wrapping_add(line));
+        } else {
+            simd.prefetch(at.wrapping_add(line));
+        }
         line += 64;
     }
 }

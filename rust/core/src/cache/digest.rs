@@ -14,11 +14,13 @@
 use std::sync::Arc;
 
 use super::layout::{Layout, PageBytes, Scales, Slice};
+use super::sketches::Sketches;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::key::PageKey;
 use crate::score::{BLOCK_TOKENS, DIRECTIONS, Sketch, Summary};
 use crate::session::{CHAPTER_PAGES, LayerShape};
+use crate::simd::prefetch_near;
 use crate::store::{Lifetime, Store};
 use crate::tier::ram::PageMut;
 
@@ -31,8 +33,7 @@ pub(super) struct Digest {
     chapters: Arc<Vec<Arc<PageMut>>>,
     /// Pages summarised: always the first ones.
     pages: usize,
-    /// Chapters sketched: always the first ones.
-    sketched: usize,
+    sketches: Sketches,
 }
 
 /// How the summaries of a layer are made and laid out.
@@ -83,6 +84,11 @@ impl DigestLayout {
         u64::from_le_bytes(far)
     }
 
+    /// The sketches of a chapter, one per head.
+    fn sketches_of<'a>(&self, chapter: &'a [u8]) -> &'a [u8] {
+        &chapter[self.sketch_start(0)..self.sketch_start(self.heads)]
+    }
+
     fn sketch_start(&self, head: usize) -> usize {
         let pages = self.heads * CHAPTER_PAGES * (self.page_bytes() + self.scale_bytes);
         pages + head * self.sketch.len_bytes()
@@ -99,7 +105,7 @@ impl Digest {
     pub(super) fn truncate(&mut self, pages: usize) {
         if pages < self.pages {
             self.pages = pages;
-            self.sketched = self.sketched.min(pages / CHAPTER_PAGES);
+            self.sketches.truncate(pages / CHAPTER_PAGES);
             Arc::make_mut(&mut self.chapters).truncate(pages.div_ceil(CHAPTER_PAGES));
         }
     }
@@ -110,14 +116,19 @@ impl Digest {
         &self.chapters[first / CHAPTER_PAGES][start..start + count * layout.page_bytes()]
     }
 
-    /// Chapters sketched.
-    pub(super) fn sketched(&self) -> usize {
-        self.sketched
+    /// Asks for what says where a page's chapter is.
+    pub(super) fn prefetch(&self, page: usize) {
+        prefetch_near(std::slice::from_ref(&*self.chapters[page / CHAPTER_PAGES]));
     }
 
-    /// The sketch of one head's blocks of a chapter.
-    pub(super) fn sketch_of(&self, layout: &DigestLayout, head: usize, chapter: usize) -> &[u8] {
-        &self.chapters[chapter][layout.sketch_start(head)..layout.sketch_start(head + 1)]
+    /// Sketches of its chapters.
+    pub(super) fn sketches(&self) -> &Sketches {
+        &self.sketches
+    }
+
+    /// Chapters sketched.
+    pub(super) fn sketched(&self) -> usize {
+        self.sketches.count()
     }
 
     /// Sketches a full chapter along directions (H, [`DIRECTIONS`], D), placed `far` tokens away.
@@ -128,8 +139,9 @@ impl Digest {
         directions: &[f32],
         far: u64,
     ) -> Result<()> {
-        let first = self.sketched * CHAPTER_PAGES;
-        let chapter = self.own(store, self.sketched)?;
+        let index = self.sketched();
+        let first = index * CHAPTER_PAGES;
+        let chapter = own(&mut Arc::make_mut(&mut self.chapters)[index], store)?;
         let (pages, sketches) = chapter.split_at_mut(layout.sketch_start(0));
         for (head, directions) in directions.chunks_exact(DIRECTIONS * layout.key_dim).enumerate() {
             let summaries = &pages[layout.start(head, first)..][..CHAPTER_PAGES * layout.page_bytes()];
@@ -137,14 +149,13 @@ impl Digest {
             layout.sketch.encode(&layout.summary, directions, summaries, sketch);
         }
         chapter[layout.sketch_start(layout.heads)..].copy_from_slice(&far.to_le_bytes());
-        self.sketched += 1;
-        Ok(())
+        self.sketches.push(store, layout.sketch, layout.sketches_of(chapter))
     }
 
     /// Stores a copy of the chapter that was sketched last, unless one is stored under that name.
     pub(super) fn keep(&self, store: &Store, key: PageKey) -> Result<()> {
         if !store.contains(key) {
-            let held = &self.chapters[self.sketched - 1];
+            let held = &self.chapters[self.sketched() - 1];
             let mut copy = store.allocate(held.len())?;
             copy.copy_from_slice(held);
             store.seal_archival(key, copy, Lifetime::Durable)?;
@@ -166,26 +177,15 @@ impl Digest {
         }
         let mut chapter = store.allocate(stored.len())?;
         chapter.copy_from_slice(stored);
+        self.sketches.push(store, layout.sketch, layout.sketches_of(stored))?;
         Arc::make_mut(&mut self.chapters).push(Arc::new(chapter));
         self.pages += CHAPTER_PAGES;
-        self.sketched += 1;
         Ok(true)
     }
 
     /// Forgets all sketches: other directions are to come.
     pub(super) fn forget_sketches(&mut self) {
-        self.sketched = 0;
-    }
-
-    /// A chapter that nobody else sees; a copy, where somebody does.
-    fn own(&mut self, store: &Store, chapter: usize) -> Result<&mut PageMut> {
-        let held = &mut Arc::make_mut(&mut self.chapters)[chapter];
-        if Arc::get_mut(held).is_none() {
-            let mut copy = store.allocate(held.len())?;
-            copy.copy_from_slice(held);
-            *held = Arc::new(copy);
-        }
-        Arc::get_mut(held).ok_or_else(|| Error::Invalid("a chapter of summaries is held elsewhere".into()))
+        self.sketches.truncate(0);
     }
 
     /// Scales of one head of a page.
@@ -209,7 +209,7 @@ impl Digest {
             let fresh = store.allocate(layout.chapter_bytes())?;
             Arc::make_mut(&mut self.chapters).push(Arc::new(fresh));
         }
-        let chapter = self.own(store, at / CHAPTER_PAGES)?;
+        let chapter = own(&mut Arc::make_mut(&mut self.chapters)[at / CHAPTER_PAGES], store)?;
         let mut keys = vec![0.0_f32; BLOCK_TOKENS * layout.key_dim];
         let mut bytes = vec![0; keys.len() * DType::F32.size()];
         for head in 0..layout.heads {
@@ -235,4 +235,14 @@ impl Digest {
         self.pages += 1;
         Ok(())
     }
+}
+
+/// Bytes that nobody else sees; a copy, where somebody does.
+pub(super) fn own<'a>(held: &'a mut Arc<PageMut>, store: &Store) -> Result<&'a mut PageMut> {
+    if Arc::get_mut(held).is_none() {
+        let mut copy = store.allocate(held.len())?;
+        copy.copy_from_slice(held);
+        *held = Arc::new(copy);
+    }
+    Arc::get_mut(held).ok_or_else(|| Error::Invalid("a chapter of summaries is held elsewhere".into()))
 }

@@ -6,6 +6,7 @@ use super::table::{HeldPage, SealedPage, Table};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
 use crate::key::PageKey;
+use crate::simd::prefetch_near;
 use crate::store::{Request, Store};
 use crate::tier::ram::Page;
 
@@ -34,6 +35,9 @@ impl PageRef {
         [Some(&sealed.page), sealed.residual.as_ref().filter(|_| self.whole)]
     }
 }
+
+/// Pages from the one that is pinned to the one that is asked for.
+const AHEAD: usize = 8;
 
 /// Parts that the store may hold of a page; the second one is its residuals.
 const PARTS: usize = 2;
@@ -74,6 +78,14 @@ impl Batch {
         self.clear();
         self.entries.extend_from_slice(entries);
         for (index, entry) in entries.iter().enumerate() {
+            // Tables and pages are all over memory: the next ones are asked for early, step by step.
+            if let Some(sealed) = entries.get(index + 2 * AHEAD).and_then(|entry| entry.sealed(source.tables))
+            {
+                prefetch_near(std::slice::from_ref(sealed));
+            }
+            if let Some(entry) = entries.get(index + AHEAD) {
+                entry.parts(source.tables).into_iter().flatten().for_each(HeldPage::prefetch);
+            }
             let held = entry.parts(source.tables);
             let pins = held.map(|held| held.and_then(HeldPage::pin));
             for part in 0..PARTS {
@@ -96,13 +108,13 @@ impl Batch {
     }
 
     /// Reports the pages that were pinned without asking the store.
-    pub(super) fn touch(&mut self, source: &Source<'_>, times: u64) {
-        self.keys.clear();
+    pub(super) fn touch(&self, source: &Source<'_>, times: u64) {
+        let mut keys = Vec::with_capacity(PARTS * self.entries.len());
         for (entry, pins) in self.entries.iter().zip(&self.pins) {
             let held = entry.parts(source.tables).into_iter().zip(pins);
-            self.keys.extend(held.filter_map(|(held, pin)| Some(held.filter(|_| pin.is_some())?.key())));
+            keys.extend(held.filter_map(|(held, pin)| Some(held.filter(|_| pin.is_some())?.key())));
         }
-        source.store.touch(&self.keys, times);
+        source.store.touch(&keys, times);
     }
 
     /// Waits for what was started.

@@ -19,6 +19,7 @@ mod gather;
 mod layout;
 mod notes;
 mod persist;
+mod sketches;
 mod sparse;
 mod table;
 mod tensor;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use super::digest::Digest;
 use crate::key::{Chain, PageKey};
+use crate::simd::prefetch_at;
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::tier::ram::{Page, PageMut};
@@ -35,6 +36,11 @@ impl HeldPage {
     #[inline]
     pub(super) fn pin(&self) -> Option<Page> {
         self.warm.lock().upgrade()
+    }
+
+    /// Asks for the memory that [`HeldPage::pin`] looks at.
+    pub(super) fn prefetch(&self) {
+        prefetch_at(self.warm.lock().as_ptr());
     }
 
     /// Remembers where the page is.

@@ -74,7 +74,7 @@ pub struct Choice {
 
 /// A block with its share as one number: the larger the share, the smaller the number; equal
 /// shares in the order of their blocks. What is no number comes first.
-fn ranked(share: f32, block: usize) -> u64 {
+pub(super) fn ranked(share: f32, block: usize) -> u64 {
     let share = if share.is_nan() { f32::INFINITY } else { share };
     (u64::from(!share.to_bits()) << 32) | block as u64
 }
@@ -83,60 +83,8 @@ fn share_of(ranked: u64) -> f32 {
     f32::from_bits(!((ranked >> 32) as u32))
 }
 
-fn block_of(ranked: u64) -> u32 {
+pub(super) fn block_of(ranked: u64) -> u32 {
     ranked as u32
-}
-
-/// Blocks whose largest share says whether any of them is worth a look.
-const GROUP: usize = 8;
-
-/// Finds the largest of many shares. Its memory is worth keeping.
-#[derive(Debug, Default)]
-pub struct Picker {
-    groups: Vec<u32>,
-    order: Vec<u64>,
-}
-
-/// Shares are not negative: without the sign their bits are in the order of their values, and those of
-/// what is no number above all.
-fn bits_of(share: f32) -> u32 {
-    share.to_bits() & !(1 << 31)
-}
-
-impl Picker {
-    /// The `sinks` first of some blocks and the `count` others of the largest shares, ascending. A share
-    /// that is no number counts as the largest.
-    pub fn pick(&mut self, shares: &[f32], sinks: usize, count: usize, into: &mut Vec<u32>) {
-        let sinks = sinks.min(shares.len());
-        let Self { groups, order } = self;
-        // The blocks of a group are far from each other: neighbours belong to neighbouring groups,
-        // and their maxima are found side by side.
-        let rest = &shares[sinks..];
-        let width = rest.len().div_ceil(GROUP).max(1);
-        groups.clear();
-        groups.resize(width, 0);
-        for shares in rest.chunks(width) {
-            groups.iter_mut().zip(shares).for_each(|(most, share)| *most = bits_of(*share).max(*most));
-        }
-        // As many groups have a share of at least `least`, so that many blocks have one.
-        let least = match width.checked_sub(count) {
-            Some(below) if count > 0 => *groups.select_nth_unstable(below).1,
-            _ => 0,
-        };
-        order.clear();
-        for (first, shares) in (sinks..).step_by(width).zip(rest.chunks(width)) {
-            let places = (first..).zip(shares).filter(|(_, share)| bits_of(**share) >= least);
-            order.extend(places.map(|(block, share)| ranked(*share, block)));
-        }
-        if count < order.len() {
-            order.select_nth_unstable(count);
-            order.truncate(count);
-        }
-        into.clear();
-        into.extend(0..sinks as u32);
-        into.extend(order.iter().map(|block| block_of(*block)));
-        into.sort_unstable();
-    }
 }
 
 impl Choice {

@@ -7,12 +7,12 @@
 use super::residuals::SCALE_STEPS;
 use super::summary::{Frame, Places, Queries};
 use super::{BLOCK_TOKENS, Summary, scalar};
-use crate::simd::{Bytes, SimdLevel, dispatch, exp_vector};
+use crate::simd::{Bytes, SimdLevel, dispatch, exp_vector, prefetch_near};
 
 /// Rows that are worked on together, at most.
 const ROWS: usize = 4;
 /// Summaries from the one at hand to the one that is asked for.
-const AHEAD: usize = 8;
+const AHEAD: usize = 24;
 /// Up to here scores are taken relative to their bound, which costs no search for the largest:
 /// the smallest weight, e^-80, is still a normal number.
 pub(super) const BOUND_MAX: f32 = 40.0;
@@ -34,10 +34,8 @@ pub struct Masses<'a> {
 pub(super) struct Blocks<'a> {
     pub(super) summary: &'a Summary,
     pub(super) places: Places,
-    /// (N) summaries.
-    pub(super) bytes: &'a [u8],
-    /// N.
-    pub(super) count: usize,
+    /// (N): their summaries.
+    pub(super) each: &'a [&'a [u8]],
 }
 
 dispatch! {
@@ -50,6 +48,14 @@ dispatch! {
 
 dispatch! {
     fn weigh_vectors(at: &[f32], sum: &mut [f32], reference: f32) -> f32 => weigh_blocks;
+}
+
+dispatch! {
+    fn weigh_score_vectors(scores: &mut [f32], reference: f32) -> f32 => weigh_all_scores;
+}
+
+dispatch! {
+    fn add_up_vectors(weights: &[f32], factors: &[f32], sums: &mut [f32]) -> () => add_up_rows;
 }
 
 dispatch! {
@@ -86,14 +92,46 @@ pub fn weigh_at(level: SimdLevel, at: &[f32], sum: &mut [f32], reference: f32) -
     }
 }
 
-/// Estimates what mass R query rows give each of N blocks of one KV head.
-///
-/// The queries are scaled, and turned to the position that the blocks' keys are relative to; `blocks` is
-/// N summaries one after the other.
+/// Turns scores into weights relative to `e^reference`; gives their sum.
+pub fn weigh_scores(scores: &mut [f32], reference: f32) -> f32 {
+    weigh_scores_at(SimdLevel::detect(), scores, reference)
+}
+
+/// [`weigh_scores`] with the instructions of `level`, or of the best one below it.
+pub fn weigh_scores_at(level: SimdLevel, scores: &mut [f32], reference: f32) -> f32 {
+    match weigh_score_vectors(level.available(), scores, reference) {
+        Some(total) => total,
+        None => scalar::weigh_scores(scores, reference),
+    }
+}
+
+/// The sums, (N), of R rows of weights, (R, N), each times its factor, (R): the same bits at every level.
 ///
 /// # Panics
 /// When a slice does not have its size.
-pub fn estimate(summary: &Summary, queries: &Queries, blocks: &[u8], masses: &mut Masses<'_>) {
+pub fn add_up(weights: &[f32], factors: &[f32], sums: &mut [f32]) {
+    add_up_at(SimdLevel::detect(), weights, factors, sums);
+}
+
+/// [`add_up`] with the instructions of `level`, or of the best one below it.
+///
+/// # Panics
+/// As [`add_up`].
+pub fn add_up_at(level: SimdLevel, weights: &[f32], factors: &[f32], sums: &mut [f32]) {
+    assert_eq!(weights.len(), factors.len() * sums.len(), "rows of weights");
+    if add_up_vectors(level.available(), weights, factors, sums).is_none() {
+        scalar::add_up(weights, factors, sums);
+    }
+}
+
+/// Estimates what mass R query rows give each of N blocks of one KV head.
+///
+/// The queries are scaled, and turned to the position that the blocks' keys are relative to; `blocks` are
+/// N summaries, wherever they are.
+///
+/// # Panics
+/// When a slice does not have its size.
+pub fn estimate(summary: &Summary, queries: &Queries, blocks: &[&[u8]], masses: &mut Masses<'_>) {
     estimate_at(SimdLevel::detect(), summary, queries, blocks, masses);
 }
 
@@ -105,23 +143,19 @@ pub fn estimate_at(
     level: SimdLevel,
     summary: &Summary,
     queries: &Queries,
-    blocks: &[u8],
+    blocks: &[&[u8]],
     masses: &mut Masses<'_>,
 ) {
-    let (blocks, rows) = (checked(summary, blocks), queries.rows());
+    let (places, rows) = (summary.places(), queries.rows());
+    assert!(blocks.iter().all(|bytes| bytes.len() == places.len), "bytes of a summary");
     assert_eq!(queries.whole.len(), rows * summary.key_padded(), "queries of another summary");
     assert_eq!(queries.quads.len(), rows * summary.quads(), "queries of another summary");
-    let reach = (rows.max(1) - 1) * masses.stride + blocks.count;
-    assert!(masses.stride >= blocks.count && masses.at.len().min(masses.sum.len()) >= reach, "masses");
+    let reach = (rows.max(1) - 1) * masses.stride + blocks.len();
+    assert!(masses.stride >= blocks.len() && masses.at.len().min(masses.sum.len()) >= reach, "masses");
+    let blocks = Blocks { summary, places, each: blocks };
     if estimate_vectors(level.available(), blocks, queries, masses).is_none() {
         scalar::estimate(blocks, queries, masses);
     }
-}
-
-fn checked<'a>(summary: &'a Summary, bytes: &'a [u8]) -> Blocks<'a> {
-    let places = summary.places();
-    assert!(bytes.len().is_multiple_of(places.len), "{} bytes of summaries of {}", bytes.len(), places.len);
-    Blocks { summary, places, bytes, count: bytes.len() / places.len }
 }
 
 #[inline(always)]
@@ -158,11 +192,13 @@ unsafe fn estimate_some<S: Bytes, const R: usize>(
     let whole = unsafe { queries.whole.as_ptr().add(row * blocks.summary.key_padded()) };
     // SAFETY: as above.
     let quads = unsafe { queries.quads.as_ptr().add(row * blocks.summary.quads()) };
-    for block in 0..blocks.count {
-        let bytes = &blocks.bytes[block * blocks.places.len..][..blocks.places.len];
-        // The next ones are asked for early: they are read once, in order.
-        for line in 0..3 {
-            simd.prefetch(bytes.as_ptr().wrapping_add(AHEAD * blocks.places.len + 64 * line));
+    for bytes in blocks.each.iter().take(AHEAD) {
+        prefetch_near(bytes);
+    }
+    for (block, bytes) in blocks.each.iter().enumerate() {
+        // The next ones are asked for early: they are read once, and may be far from each other.
+        if let Some(next) = blocks.each.get(block + AHEAD) {
+            prefetch_near(next);
         }
         let scales = Summary::scales(&blocks.places, bytes);
         // SAFETY: the caller's; a summary has all its places.
@@ -343,6 +379,45 @@ fn weigh_blocks<S: Bytes>(simd: S, at: &[f32], sum: &mut [f32], reference: f32) 
         i += S::LANES;
     }
     simd.reduce_add(total) + scalar::weigh(&at[whole..], &mut sum[whole..], reference)
+}
+
+#[inline(always)]
+fn weigh_all_scores<S: Bytes>(simd: S, scores: &mut [f32], reference: f32) -> f32 {
+    let whole = scores.len() - scores.len() % S::LANES;
+    let mut total = simd.splat(0.0);
+    let mut i = 0;
+    while i < whole {
+        // SAFETY: the vector ends inside the slice.
+        unsafe {
+            let at = scores.as_mut_ptr().add(i);
+            let weight = exp_vector(simd, simd.add(simd.load_f32(at.cast()), simd.splat(-reference)));
+            total = simd.add(total, weight);
+            simd.store(at, weight);
+        }
+        i += S::LANES;
+    }
+    simd.reduce_add(total) + scalar::weigh_scores(&mut scores[whole..], reference)
+}
+
+#[inline(always)]
+fn add_up_rows<S: Bytes>(simd: S, weights: &[f32], factors: &[f32], sums: &mut [f32]) {
+    let stride = sums.len();
+    let mut i = 0;
+    while i + S::LANES <= stride {
+        let mut sum = simd.splat(0.0);
+        for (row, factor) in factors.iter().enumerate() {
+            // SAFETY: the vector ends inside the row.
+            let weight = unsafe { simd.load_f32(weights.as_ptr().add(row * stride + i).cast()) };
+            sum = simd.add(sum, simd.mul(weight, simd.splat(*factor)));
+        }
+        // SAFETY: the vector ends inside the slice.
+        unsafe { simd.store(sums.as_mut_ptr().add(i), sum) };
+        i += S::LANES;
+    }
+    for i in i..stride {
+        let each = factors.iter().enumerate();
+        sums[i] = each.fold(0.0, |sum, (row, factor)| sum + weights[row * stride + i] * factor);
+    }
 }
 
 #[inline(always)]

@@ -15,6 +15,7 @@
 mod choose;
 mod directions;
 mod kernel;
+mod picker;
 mod residuals;
 mod scalar;
 mod sketch;
@@ -22,9 +23,13 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-pub use choose::{Budget, Choice, Guard, Picker};
+pub use choose::{Budget, Choice, Guard};
 pub use directions::{DIRECTIONS, Directions};
-pub use kernel::{Masses, estimate, estimate_at, largest, largest_at, weigh, weigh_at};
+pub use kernel::{
+    Masses, add_up, add_up_at, estimate, estimate_at, largest, largest_at, weigh, weigh_at, weigh_scores,
+    weigh_scores_at,
+};
+pub use picker::Picker;
 pub use sketch::{SKETCH_BLOCKS, Sketch};
 pub use summary::{Queries, Summary, slow_elements};
 

@@ -2,7 +2,7 @@
 
 use super::directions::DIRECTIONS;
 use super::kernel::{BOUND_MAX, Blocks, Masses, bound};
-use super::sketch::{Coefficients, SPREAD_MAX};
+use super::sketch::{Coefficients, FRAME, SPREAD_MAX, Sketch, bases};
 use super::summary::Queries;
 use super::{BLOCK_TOKENS, Summary};
 use crate::simd::exp;
@@ -18,7 +18,7 @@ pub(super) fn estimate(blocks: Blocks<'_>, queries: &Queries, masses: &mut Masse
     for (row, frame) in queries.frames.iter().enumerate() {
         let query = &queries.whole[row * whole..][..whole];
         let quads = &queries.quads[row * summary.quads()..][..summary.quads()];
-        for (block, bytes) in blocks.bytes.chunks_exact(places.len).enumerate() {
+        for (block, bytes) in blocks.each.iter().enumerate() {
             let scales = Summary::scales(&places, bytes);
             let mut centre = 0.0;
             for (j, byte) in bytes[..half].iter().enumerate() {
@@ -44,24 +44,34 @@ pub(super) fn estimate(blocks: Blocks<'_>, queries: &Queries, masses: &mut Masse
     }
 }
 
-/// See [`super::Sketch::estimate`]; lengths were checked there.
-pub(super) fn score_sketch(
-    codes: &[u8],
-    blocks: usize,
+/// See [`super::Sketch::score`]; lengths were checked there.
+pub(super) fn score_sketches(
+    sketch: Sketch,
+    sketches: &[u8],
     rows: &[Coefficients],
     scores: &mut [f32],
     stride: usize,
+    most: &mut [f32],
 ) {
-    let code = |index: usize, block: usize| f32::from(codes[index * blocks + block].cast_signed());
-    for (row, coefficients) in rows.iter().enumerate() {
-        for block in 0..blocks {
-            let (mut along, mut across) = (coefficients.base, 0.0_f32);
-            for index in 0..DIRECTIONS {
-                along += coefficients.means[index] * code(index, block);
-                across += coefficients.spreads[index] * code(DIRECTIONS + index, block);
+    for (index, bytes) in sketches.chunks_exact(sketch.len_bytes()).enumerate() {
+        let code = |code: usize, block: usize| f32::from(bytes[code * sketch.blocks + block].cast_signed());
+        for (row, most) in most.iter_mut().enumerate() {
+            let mut with = rows[row];
+            for (with, bytes) in with.iter_mut().zip(sketch.frames_of(bytes).as_chunks().0) {
+                *with *= f32::from_le_bytes(*bytes);
             }
-            let more = 0.5 * across * across;
-            scores[row * stride + block] = along + if more > SPREAD_MAX { SPREAD_MAX } else { more };
+            let [base] = bases(&[with]);
+            let scores = &mut scores[row * stride + index * sketch.blocks..][..sketch.blocks];
+            for (block, score) in scores.iter_mut().enumerate() {
+                let (mut along, mut across) = (base, 0.0_f32);
+                for index in 0..DIRECTIONS {
+                    along += with[index * FRAME + 1] * code(index, block);
+                    across += with[index * FRAME + 2] * code(DIRECTIONS + index, block);
+                }
+                let more = 0.5 * across * across;
+                *score = along + if more > SPREAD_MAX { SPREAD_MAX } else { more };
+                *most = score.max(*most);
+            }
         }
     }
 }
@@ -74,6 +84,24 @@ pub(super) fn weigh(at: &[f32], sum: &mut [f32], reference: f32) -> f32 {
         total += *sum;
     }
     total
+}
+
+/// See [`super::weigh_scores`].
+pub(super) fn weigh_scores(scores: &mut [f32], reference: f32) -> f32 {
+    let mut total = 0.0;
+    for score in scores {
+        *score = exp(*score - reference);
+        total += *score;
+    }
+    total
+}
+
+/// See [`super::add_up`]; lengths were checked there.
+pub(super) fn add_up(weights: &[f32], factors: &[f32], sums: &mut [f32]) {
+    sums.fill(0.0);
+    for (weights, factor) in weights.chunks_exact(sums.len().max(1)).zip(factors) {
+        sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight * factor);
+    }
 }
 
 /// See [`super::largest`].

@@ -16,7 +16,7 @@
 
 use super::directions::DIRECTIONS;
 use super::{Summary, scalar};
-use crate::simd::{Bytes, SimdLevel, dispatch};
+use crate::simd::{Bytes, SimdLevel, dispatch, prefetch_near};
 
 /// Sketches are of a multiple of this many blocks: no vector ends among others' bytes.
 pub const SKETCH_BLOCKS: usize = 16;
@@ -25,21 +25,19 @@ const ROWS: usize = 4;
 /// What a spread may add to a score, at most: 16 keys have no tails.
 pub(super) const SPREAD_MAX: f32 = 30.0;
 /// Numbers of a direction's frame.
-const FRAME: usize = 3;
+pub(super) const FRAME: usize = 3;
+/// Sketches from the one at hand to the one that is asked for.
+const AHEAD: usize = 6;
 
 /// The sketch of N blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Sketch {
-    blocks: usize,
+    pub(super) blocks: usize,
 }
 
-/// A query's coefficients in front of the codes of one sketch.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Coefficients {
-    pub(super) base: f32,
-    pub(super) means: [f32; DIRECTIONS],
-    pub(super) spreads: [f32; DIRECTIONS],
-}
+/// What a query along the directions multiplies each number of a frame with, and then the codes: per
+/// direction for the middle, the step of the means and the step of the spreads.
+pub(super) type Coefficients = [f32; DIRECTIONS * FRAME];
 
 impl Sketch {
     /// For N blocks.
@@ -96,51 +94,48 @@ impl Sketch {
         }
     }
 
-    /// What a query along the directions multiplies the codes with.
-    fn coefficients(self, bytes: &[u8], query: &[f32]) -> Coefficients {
-        let mut coefficients = Coefficients::default();
-        for (index, frame) in bytes[self.frames()..].chunks_exact(FRAME * size_of::<f32>()).enumerate() {
-            let number = |place: usize| {
-                let mut bytes = [0; size_of::<f32>()];
-                bytes.copy_from_slice(&frame[place * size_of::<f32>()..][..size_of::<f32>()]);
-                f32::from_le_bytes(bytes)
-            };
-            coefficients.base += query[index] * number(0);
-            coefficients.means[index] = query[index] * number(1);
-            coefficients.spreads[index] = query[index] * number(2);
-        }
-        coefficients
-    }
-
-    /// What R query rows make of each of the N blocks of a sketch: the logarithms of its keys' mean
-    /// mass, in rows `stride` apart; `query` is (R, [`DIRECTIONS`]): scaled, and along the directions.
+    /// What R query rows make of each of the N blocks of every one of some sketches, which follow each other: the logarithms of its
+    /// keys' mean mass, in rows `stride` apart, sketch after sketch. `query` is (R, [`DIRECTIONS`]): scaled, and
+    /// along the directions. `most`, (R), becomes the largest score of each row that is a number, if that is
+    /// larger.
     ///
     /// # Panics
     /// When a slice does not have its size.
-    pub fn score(self, bytes: &[u8], query: &[f32], scores: &mut [f32], stride: usize) {
-        self.score_at(SimdLevel::detect(), bytes, query, scores, stride);
+    pub fn score(self, sketches: &[u8], query: &[f32], scores: &mut [f32], stride: usize, most: &mut [f32]) {
+        self.score_at(SimdLevel::detect(), sketches, query, scores, stride, most);
     }
 
     /// [`Sketch::score`] with the instructions of `level`, or of the best one below it.
     ///
     /// # Panics
     /// As [`Sketch::score`].
-    pub fn score_at(self, level: SimdLevel, bytes: &[u8], query: &[f32], scores: &mut [f32], stride: usize) {
-        assert_eq!(bytes.len(), self.len_bytes(), "bytes of a sketch");
-        assert!(query.len().is_multiple_of(DIRECTIONS), "query rows along the directions");
-        let reach = ((query.len() / DIRECTIONS).max(1) - 1) * stride + self.blocks;
-        assert!(stride >= self.blocks && scores.len() >= reach, "scores");
+    pub fn score_at(
+        self,
+        level: SimdLevel,
+        sketches: &[u8],
+        query: &[f32],
+        scores: &mut [f32],
+        stride: usize,
+        most: &mut [f32],
+    ) {
+        assert!(sketches.len().is_multiple_of(self.len_bytes()), "bytes of sketches");
+        assert_eq!(query.len(), most.len() * DIRECTIONS, "query rows along the directions");
+        let width = sketches.len() / self.len_bytes() * self.blocks;
+        let reach = (most.len().max(1) - 1) * stride + width;
+        assert!(stride >= width && scores.len() >= reach, "scores");
+        // Each row as it is multiplied with the frames.
+        let rows = query.chunks_exact(DIRECTIONS);
+        let rows: Vec<Coefficients> =
+            rows.map(|row| std::array::from_fn(|index| row[index / FRAME])).collect();
         let level = level.available();
-        for (query, scores) in query.chunks(ROWS * DIRECTIONS).zip(scores.chunks_mut(ROWS * stride)) {
-            let mut coefficients = [Coefficients::default(); ROWS];
-            for (into, query) in coefficients.iter_mut().zip(query.chunks_exact(DIRECTIONS)) {
-                *into = self.coefficients(bytes, query);
-            }
-            let coefficients = &coefficients[..query.len() / DIRECTIONS];
-            if score_vectors(level, bytes, self.blocks, coefficients, scores, stride).is_none() {
-                scalar::score_sketch(bytes, self.blocks, coefficients, scores, stride);
-            }
+        if score_vectors(level, self, sketches, &rows, scores, stride, most).is_none() {
+            scalar::score_sketches(self, sketches, &rows, scores, stride, most);
         }
+    }
+
+    /// The frames of a sketch.
+    pub(super) fn frames_of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.frames()..]
     }
 }
 
@@ -171,70 +166,157 @@ fn quantise(values: &[f32], middle: f32, codes: &mut [u8]) -> f32 {
 
 dispatch! {
     fn score_vectors(
-        codes: &[u8],
-        blocks: usize,
+        sketch: Sketch,
+        sketches: &[u8],
         rows: &[Coefficients],
         scores: &mut [f32],
         stride: usize,
+        most: &mut [f32],
     ) -> () => score_rows;
 }
 
 #[inline(always)]
 fn score_rows<S: Bytes>(
     simd: S,
-    codes: &[u8],
-    blocks: usize,
+    sketch: Sketch,
+    sketches: &[u8],
     rows: &[Coefficients],
     scores: &mut [f32],
     stride: usize,
+    most: &mut [f32],
 ) {
-    // SAFETY: lengths were checked by the caller.
-    unsafe {
-        match rows.len() {
-            1 => score_some::<S, 1>(simd, codes, blocks, rows, scores, stride),
-            2 => score_some::<S, 2>(simd, codes, blocks, rows, scores, stride),
-            3 => score_some::<S, 3>(simd, codes, blocks, rows, scores, stride),
-            _ => score_some::<S, ROWS>(simd, codes, blocks, rows, scores, stride),
+    for (index, bytes) in sketches.chunks_exact(sketch.len_bytes()).enumerate() {
+        // Asked for early, and across the ends of the system's pages.
+        if let Some(next) = sketches.get((index + AHEAD) * bytes.len()..(index + AHEAD + 1) * bytes.len()) {
+            prefetch_near(next);
+        }
+        let mut row = 0;
+        while row < rows.len() {
+            let (rows, most) = (&rows[row..], &mut most[row..]);
+            let scores = &mut scores[row * stride + index * sketch.blocks..];
+            // SAFETY: lengths were checked by the caller.
+            row += unsafe {
+                match (rows.len(), S::SUMS) {
+                    (1, _) => score_some::<S, 1, 4>(simd, sketch, bytes, rows, scores, stride, most),
+                    (2, ..16) => score_some::<S, 2, 2>(simd, sketch, bytes, rows, scores, stride, most),
+                    (2, _) => score_some::<S, 2, 4>(simd, sketch, bytes, rows, scores, stride, most),
+                    (3, ..24) => score_some::<S, 3, 1>(simd, sketch, bytes, rows, scores, stride, most),
+                    (3, _) => score_some::<S, 3, 4>(simd, sketch, bytes, rows, scores, stride, most),
+                    (_, ..16) => score_some::<S, ROWS, 1>(simd, sketch, bytes, rows, scores, stride, most),
+                    _ => score_some::<S, ROWS, 2>(simd, sketch, bytes, rows, scores, stride, most),
+                }
+            };
         }
     }
 }
 
+/// The first R rows against all blocks of a sketch, V vectors of blocks at a time, so that what is loaded for
+/// a row serves them all; returns R.
+///
 /// # Safety
-/// `rows` are R, `codes` has both kinds of all blocks, and `scores` R rows of them `stride` apart.
+/// There are R rows and `most` of them, `bytes` is a sketch, and `scores` has R rows of its blocks
+/// `stride` apart.
 #[inline(always)]
-unsafe fn score_some<S: Bytes, const R: usize>(
+unsafe fn score_some<S: Bytes, const R: usize, const V: usize>(
     simd: S,
-    codes: &[u8],
-    blocks: usize,
+    sketch: Sketch,
+    bytes: &[u8],
     rows: &[Coefficients],
     scores: &mut [f32],
     stride: usize,
-) {
-    let mut block = 0;
-    while block < blocks {
-        let (mut along, mut across) = ([simd.splat(0.0); R], [simd.splat(0.0); R]);
-        for r in 0..R {
-            along[r] = simd.splat(rows[r].base);
+    most: &mut [f32],
+) -> usize {
+    let mut with = [[0.0; DIRECTIONS * FRAME]; R];
+    let frames = sketch.frames_of(bytes).as_ptr();
+    for r in 0..R {
+        let mut i = 0;
+        while i < DIRECTIONS * FRAME {
+            // The last vector may repeat some of the one before it.
+            let at = i.min(DIRECTIONS * FRAME - S::LANES);
+            // SAFETY: the caller's.
+            unsafe {
+                let numbers = simd.load_f32(frames.add(at * size_of::<f32>()));
+                let row = simd.load_f32(rows[r].as_ptr().add(at).cast());
+                simd.store(with[r].as_mut_ptr().add(at), simd.mul(numbers, row));
+            }
+            i += S::LANES;
         }
-        for index in 0..DIRECTIONS {
-            // SAFETY: the caller's; vectors divide a sketch's blocks.
+    }
+    let base = bases(&with);
+    let mut largest = [simd.splat(f32::NEG_INFINITY); R];
+    let mut block = 0;
+    // SAFETY: the caller's; vectors divide a sketch's blocks.
+    unsafe {
+        while block + V * S::LANES <= sketch.blocks {
+            let (codes, scores) = (bytes.as_ptr().add(block), scores.as_mut_ptr().add(block));
+            score_vector::<S, R, V>(simd, sketch, codes, &with, &base, scores, stride, &mut largest);
+            block += V * S::LANES;
+        }
+        while block < sketch.blocks {
+            let (codes, scores) = (bytes.as_ptr().add(block), scores.as_mut_ptr().add(block));
+            score_vector::<S, R, 1>(simd, sketch, codes, &with, &base, scores, stride, &mut largest);
+            block += S::LANES;
+        }
+    }
+    for r in 0..R {
+        most[r] = most[r].max(simd.reduce_max(largest[r]));
+    }
+    R
+}
+
+/// R rows against V vectors of blocks.
+///
+/// # Safety
+/// `codes` and `scores` are valid for so many blocks of a sketch, from its first ones or later ones on.
+#[inline(always)]
+unsafe fn score_vector<S: Bytes, const R: usize, const V: usize>(
+    simd: S,
+    sketch: Sketch,
+    codes: *const u8,
+    with: &[Coefficients; R],
+    base: &[f32; R],
+    scores: *mut f32,
+    stride: usize,
+    largest: &mut [S::Floats; R],
+) {
+    let (mut along, mut across) = ([[simd.splat(0.0); V]; R], [[simd.splat(0.0); V]; R]);
+    for r in 0..R {
+        along[r] = [simd.splat(base[r]); V];
+    }
+    for index in 0..DIRECTIONS {
+        for v in 0..V {
+            // SAFETY: the caller's.
             let (mean, spread) = unsafe {
-                let mean = codes.as_ptr().add(index * blocks + block);
-                (simd.load_i8(mean), simd.load_i8(mean.add(DIRECTIONS * blocks)))
+                let mean = codes.add(index * sketch.blocks + v * S::LANES);
+                (simd.load_i8(mean), simd.load_i8(mean.add(DIRECTIONS * sketch.blocks)))
             };
             for r in 0..R {
-                along[r] = simd.fma(simd.splat(rows[r].means[index]), mean, along[r]);
-                across[r] = simd.fma(simd.splat(rows[r].spreads[index]), spread, across[r]);
+                along[r][v] = simd.fma(simd.splat(with[r][index * FRAME + 1]), mean, along[r][v]);
+                across[r][v] = simd.fma(simd.splat(with[r][index * FRAME + 2]), spread, across[r][v]);
             }
         }
-        for r in 0..R {
-            // The lesser of both, as the greater of their negatives; a NaN stays one.
-            let less = simd.mul(simd.mul(across[r], across[r]), simd.splat(-0.5));
-            let less = simd.max(simd.splat(-SPREAD_MAX), less);
-            let score = simd.fma(less, simd.splat(-1.0), along[r]);
-            // SAFETY: the caller's.
-            unsafe { simd.store(scores.as_mut_ptr().add(r * stride + block), score) };
-        }
-        block += S::LANES;
     }
+    for r in 0..R {
+        for v in 0..V {
+            // The lesser of both, as the greater of their negatives; a NaN stays one.
+            let less = simd.mul(simd.mul(across[r][v], across[r][v]), simd.splat(-0.5));
+            let less = simd.max(simd.splat(-SPREAD_MAX), less);
+            let score = simd.fma(less, simd.splat(-1.0), along[r][v]);
+            largest[r] = simd.max(score, largest[r]);
+            // SAFETY: the caller's.
+            unsafe { simd.store(scores.add(r * stride + v * S::LANES), score) };
+        }
+    }
+}
+
+/// The sums of R rows' products with the middles.
+#[inline(always)]
+pub(super) fn bases<const R: usize>(with: &[Coefficients; R]) -> [f32; R] {
+    let mut sums = [0.0; R];
+    for index in 0..DIRECTIONS {
+        for r in 0..R {
+            sums[r] += with[r][index * FRAME];
+        }
+    }
+    sums
 }

@@ -31,7 +31,8 @@ fn estimated(
     let (mut at, mut sum) = (vec![f32::NAN; rows * count], vec![f32::NAN; rows * count]);
     let mut queries = Queries::default();
     summary.arrange(&query[..rows * summary.key_dim()], &mut queries);
-    estimate_at(level, summary, &queries, blocks, &mut Masses { at: &mut at, sum: &mut sum, stride: count });
+    let blocks: Vec<_> = blocks.chunks_exact(summary.len_bytes()).collect();
+    estimate_at(level, summary, &queries, &blocks, &mut Masses { at: &mut at, sum: &mut sum, stride: count });
     (at, sum)
 }
 
@@ -163,18 +164,25 @@ proptest! {
         let mut random = Random(seed);
         let summary = Summary::new(dim, (0..dim).skip(dim / 2).collect());
         let (sketch, count) = (Sketch::new(sixteens * SKETCH_BLOCKS), sixteens * SKETCH_BLOCKS);
-        let bytes = sketched(sketch, &summary, &random.values(DIRECTIONS * dim), &encoded(&summary, count, &mut random));
+        let [bytes, others] = [(); 2].map(|()| {
+            let directions = random.values(DIRECTIONS * dim);
+            sketched(sketch, &summary, &directions, &encoded(&summary, count, &mut random))
+        });
         let query: Vec<f32> = random.values(rows * DIRECTIONS).iter().map(|x| x * 9.0).collect();
-        let stride = count + 3;
+        let stride = 2 * count + 3;
         let score = |level| {
-            let mut scores = vec![f32::NAN; rows * stride];
-            sketch.score_at(level, &bytes, &query, &mut scores, stride);
+            let (mut scores, mut most) = (vec![f32::NAN; rows * stride], vec![-1.0; rows]);
+            sketch.score_at(level, &[bytes.as_slice(), &others].concat(), &query, &mut scores, stride, &mut most);
+            for (most, scores) in most.iter().zip(scores.chunks_exact(stride)) {
+                let expected = scores.iter().copied().fold(-1.0, f32::max);
+                assert_eq!(most.to_bits(), expected.to_bits(), "{level:?}");
+            }
             scores
         };
         let expected = score(SimdLevel::Scalar);
         for level in SimdLevel::supported() {
             for (index, (found, expected)) in score(level).iter().zip(&expected).enumerate() {
-                let padding = index % stride >= count;
+                let padding = index % stride >= 2 * count;
                 let near = (found - expected).abs() <= 1e-4 * (1.0 + expected.abs());
                 prop_assert!(found.is_nan() == padding && (padding || near), "{level:?} {found} {expected}");
             }
@@ -193,7 +201,7 @@ proptest! {
         let bytes = sketched(sketch, &summary, &directions, &blocks);
         let along = random.values(DIRECTIONS);
         let mut scores = [0.0; 16];
-        sketch.score_at(SimdLevel::Scalar, &bytes, &along, &mut scores, 16);
+        sketch.score_at(SimdLevel::Scalar, &bytes, &along, &mut scores, 16, &mut [0.0]);
         let (mut mean, mut spread) = (vec![0.0; dim], vec![0.0; dim]);
         for (block, found) in blocks.chunks_exact(summary.len_bytes()).zip(scores) {
             summary.decode_mean(block, &mut mean);
@@ -205,22 +213,66 @@ proptest! {
     }
 
     #[test]
+    fn scores_become_weights_and_rows_are_added_up_at_every_level(
+        seed in any::<u64>(),
+        rows in 1_usize..5,
+        count in 0_usize..70,
+        unknown in prop::option::of(0_usize..70),
+    ) {
+        let mut random = Random(seed);
+        let mut scores: Vec<f32> = random.values(count).iter().map(|x| x * 30.0 - 30.0).collect();
+        if let Some(score) = unknown.and_then(|index| scores.get_mut(index)) {
+            *score = f32::NAN;
+        }
+        let (all, factors) = (random.values(rows * count), random.values(rows));
+        for level in SimdLevel::supported() {
+            // As the masses of blocks of one key each.
+            let (mut found, mut expected) = (scores.clone(), vec![1.0; count]);
+            let total = weigh_scores_at(level, &mut found, 0.5);
+            let truth = weigh_at(level, &scores, &mut expected, 0.5);
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&found), bits(&expected), "{:?}", level);
+            prop_assert_eq!(total.to_bits(), truth.to_bits(), "{:?}", level);
+            let mut sums = vec![f32::NAN; count];
+            add_up_at(level, &all, &factors, &mut sums);
+            for (index, sum) in sums.iter().enumerate() {
+                let each = factors.iter().enumerate();
+                let truth = each.fold(0.0, |sum, (row, factor)| sum + all[row * count + index] * factor);
+                prop_assert_eq!(sum.to_bits(), truth.to_bits(), "{:?}", level);
+            }
+        }
+    }
+
+    /// The same as sorting all of them, equal ones in the order of their blocks.
+    #[test]
     fn the_largest_are_picked_with_the_sinks(
         seed in any::<u64>(),
-        count in 0_usize..90,
+        count in 0_usize..900,
         sinks in 0_usize..4,
         wanted in 0_usize..99,
+        steps in prop::option::of(1_u32..9),
+        unknown in prop::option::of(0_usize..900),
     ) {
-        let shares: Vec<f32> = Random(seed).values(count).iter().map(|x| x.abs()).collect();
-        let mut picked = Vec::new();
-        Picker::default().pick(&shares, sinks, wanted, &mut picked);
-        prop_assert_eq!(picked.len(), (sinks + wanted).min(count));
-        prop_assert!(picked.is_sorted_by(|a, b| a < b));
-        prop_assert!((0..sinks.min(count)).all(|block| picked.contains(&(block as u32))));
-        let is_picked = |block: usize| block < sinks || picked.contains(&(block as u32));
-        let least = (sinks..count).filter(|b| is_picked(*b)).map(|b| shares[b]).fold(2.0, f32::min);
-        let most = (sinks..count).filter(|b| !is_picked(*b)).map(|b| shares[b]).fold(0.0, f32::max);
-        prop_assert!(least >= most);
+        let mut shares: Vec<f32> = Random(seed).values(count).iter().map(|x| x.abs()).collect();
+        if let Some(steps) = steps {
+            for share in &mut shares {
+                *share = (*share * steps as f32).floor();
+            }
+        }
+        if let Some(share) = unknown.and_then(|index| shares.get_mut(index)) {
+            *share = f32::NAN;
+        }
+        let mut order: Vec<usize> = (sinks.min(count)..count).collect();
+        order.sort_by(|a, b| shares[*b].abs().total_cmp(&shares[*a].abs()));
+        order.truncate(wanted);
+        order.extend(0..sinks.min(count));
+        order.sort_unstable();
+        for level in SimdLevel::supported() {
+            let mut picked = Vec::new();
+            Picker::default().pick_at(level, &shares, sinks, wanted, &mut picked);
+            let picked: Vec<usize> = picked.iter().map(|block| *block as usize).collect();
+            prop_assert_eq!(&picked, &order, "{:?}", level);
+        }
     }
 
     #[test]
@@ -361,8 +413,9 @@ fn a_block_that_cannot_be_sketched_is_no_number_in_its_sketch() {
     );
     let bytes = sketched(Sketch::new(32), &summary, &random.values(DIRECTIONS * 8), &blocks);
     for level in SimdLevel::supported() {
-        let mut scores = [0.0; 32];
-        Sketch::new(32).score_at(level, &bytes, &[1.0; DIRECTIONS], &mut scores, 32);
+        let (mut scores, mut most) = ([0.0; 32], [f32::NEG_INFINITY]);
+        Sketch::new(32).score_at(level, &bytes, &[1.0; DIRECTIONS], &mut scores, 32, &mut most);
+        assert_eq!(most[0].to_bits(), f32::NEG_INFINITY.to_bits(), "{level:?}");
         assert!(scores.iter().all(|score| score.is_nan()), "{level:?} {scores:?}");
     }
 }

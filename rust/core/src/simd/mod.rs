@@ -76,8 +76,8 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
-/// Asks for the cache lines of some values that are read soon, where stable Rust offers that; see
-/// [`Simd::prefetch`].
+/// Asks for the cache lines of some values that are read soon, where stable Rust offers that: into the
+/// second level, see [`Simd::prefetch`].
 #[inline]
 pub(crate) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -88,6 +88,29 @@ pub(crate) fn prefetch<T>(values: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = values;
+}
+
+/// The same into the first level: for what is small and far from all that was read before it. On an AMD EPYC
+/// (Zen 5), summaries at random were estimated twice as fast as with lines in the second level.
+#[inline(always)]
+pub(crate) fn prefetch_near<T>(values: &[T]) {
+    let (at, len) = (values.as_ptr().cast::<u8>(), size_of_val(values));
+    for line in (0..len).step_by(64).chain([len.saturating_sub(1)]) {
+        prefetch_at(at.wrapping_add(line));
+    }
+}
+
+/// The same for the line of an address, which may be any.
+#[inline(always)]
+pub(crate) fn prefetch_at<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: part of the architecture, and it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Vectors of float32 of one instruction set.
@@ -109,6 +132,8 @@ pub(crate) trait Simd: Copy {
     fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * 2^n` for integral `n` in -151..=0 and `a` in 0.5..2, rounded once.
     fn scale(self, a: Self::Floats, n: Self::Floats) -> Self::Floats;
+    /// A bit for each lane, the first one's the lowest, where `a` is at least `b`.
+    fn at_least(self, a: Self::Floats, b: Self::Floats) -> u32;
     fn reduce_add(self, a: Self::Floats) -> f32;
     fn reduce_max(self, a: Self::Floats) -> f32;
     /// Rounded to bfloat16, to nearest, ties to even; a NaN stays one.

@@ -2,10 +2,10 @@
 
 use std::arch::aarch64::{
     float32x4_t, uint16x4_t, uint32x4_t, vabsq_f32, vaddq_f32, vaddq_s32, vaddq_u32, vaddvq_f32, vaddvq_u32,
-    vandq_u32, vbslq_f32, vbslq_u32, vceqq_f32, vceqq_u32, vcgtq_f32, vcltq_f32, vcombine_u16, vcreate_s8,
-    vcreate_u8, vcvtq_s32_f32, vdupq_n_f32, vdupq_n_s32, vdupq_n_u32, vfmaq_f32, vget_lane_u32, vget_low_s16,
-    vget_low_u16, vld1_u16, vld1q_f32, vld1q_s32, vld1q_u32, vmaxvq_f32, vminnmq_f32, vmovl_s8, vmovl_s16,
-    vmovl_u8, vmovl_u16, vmovn_u16, vmovn_u32, vmulq_f32, vmulq_u32, vorrq_u32, vpaddq_f32,
+    vandq_u32, vbslq_f32, vbslq_u32, vceqq_f32, vceqq_u32, vcgeq_f32, vcgtq_f32, vcltq_f32, vcombine_u16,
+    vcreate_s8, vcreate_u8, vcvtq_s32_f32, vdupq_n_f32, vdupq_n_s32, vdupq_n_u32, vfmaq_f32, vget_lane_u32,
+    vget_low_s16, vget_low_u16, vld1_u16, vld1q_f32, vld1q_s32, vld1q_u32, vmaxvq_f32, vminnmq_f32, vmovl_s8,
+    vmovl_s16, vmovl_u8, vmovl_u16, vmovn_u16, vmovn_u32, vmulq_f32, vmulq_u32, vorrq_u32, vpaddq_f32,
     vreinterpret_u32_u8, vreinterpretq_f32_s32, vreinterpretq_f32_u32, vreinterpretq_s32_u32,
     vreinterpretq_u32_f32, vreinterpretq_u32_s32, vshll_n_u16, vshlq_n_s32, vshlq_n_u32, vshlq_u32,
     vshrn_n_u32, vshrq_n_s32, vshrq_n_u32, vst1_u16, vst1q_f32, vsubq_s32, vsubq_u32,
@@ -76,6 +76,11 @@ impl Simd for Neon {
         let half = vector!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(half, bias))));
         let rest = vector!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(rest, bias))));
         vector!(vmulq_f32(vmulq_f32(a, half), rest))
+    }
+    #[inline(always)]
+    fn at_least(self, a: float32x4_t, b: float32x4_t) -> u32 {
+        let bits = [1, 2, 4, 8];
+        vector!(vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(bits.as_ptr()))))
     }
     #[inline(always)]
     fn reduce_add(self, a: float32x4_t) -> f32 {

@@ -1,7 +1,7 @@
 //! The vector operations of x86-64: AVX2 with FMA and F16C, and AVX-512.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, __m512i, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_NO_EXC,
+    __m128i, __m256, __m256i, __m512, __m512i, _CMP_GE_OQ, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_NO_EXC,
     _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_add_epi16, _mm_add_ps, _mm_add_ss, _mm_and_si128,
     _mm_cvtepi8_epi16, _mm_cvtsi32_si128, _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
     _mm_maddubs_epi16, _mm_max_ps, _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_mullo_epi16, _mm_or_si128,
@@ -12,12 +12,12 @@ use std::arch::x86_64::{
     _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16,
     _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_extractf128_ps,
     _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256, _mm256_packus_epi32,
-    _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_set1_ps,
-    _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srai_epi16,
-    _mm256_srai_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
-    _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_abs_ps,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd,
+    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256,
+    _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x,
+    _mm256_set1_ps, _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32,
+    _mm256_srai_epi16, _mm256_srai_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_epi32, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+    _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castpd_ps, _mm512_castps_pd,
     _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
     _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_ph,
     _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_mov_epi32, _mm512_mask_or_epi32,
@@ -79,6 +79,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn scale(self, a: __m512, n: __m512) -> __m512 {
         vector!(_mm512_scalef_ps(a, n))
+    }
+    #[inline(always)]
+    fn at_least(self, a: __m512, b: __m512) -> u32 {
+        u32::from(vector!(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b)))
     }
     #[inline(always)]
     fn reduce_add(self, a: __m512) -> f32 {
@@ -252,6 +256,10 @@ impl Simd for Avx2 {
         let half = vector!(_mm256_srai_epi32::<1>(n));
         let rest = vector!(_mm256_sub_epi32(n, half));
         vector!(_mm256_mul_ps(_mm256_mul_ps(a, pow2_256(half)), pow2_256(rest)))
+    }
+    #[inline(always)]
+    fn at_least(self, a: __m256, b: __m256) -> u32 {
+        vector!(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a, b))).cast_unsigned()
     }
     #[inline(always)]
     fn reduce_add(self, a: __m256) -> f32 {

@@ -409,12 +409,13 @@ impl KvCache {
         let reading = Reading { step: &step, digest, choices: &choices, bounds: &bounds, compact, pages };
         let source = step.source;
         if scratch.batches[0].pin(&source, &scratch.order) {
-            reading.advance(&scratch.batches[0], parallel);
-            scratch.batches[0].touch(&source, 1);
+            // Somebody reports what is read, while others read it.
+            let batch = &scratch.batches[0];
+            reading.advance(batch, || batch.touch(&source, 1), parallel);
         } else {
             scratch.batches[0].clear();
             let mut advance = |batch: &Batch| {
-                reading.advance(batch, parallel);
+                reading.advance(batch, || (), parallel);
                 Ok(())
             };
             stream(&source, &scratch.order, None, &mut scratch.batches, || (), &mut advance)?;

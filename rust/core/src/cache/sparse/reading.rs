@@ -82,8 +82,8 @@ pub(super) struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Attends what is read of a batch of pages.
-    pub(super) fn advance(&self, batch: &Batch, parallel: &dyn Parallel) {
+    /// Attends what is read of a batch of pages, and beside it calls `also`.
+    pub(super) fn advance(&self, batch: &Batch, also: impl Fn() + Sync, parallel: &dyn Parallel) {
         let part = |entry: &PageRef| {
             let bounds = &self.bounds[entry.row as usize];
             entry.row as usize * PARTS + bounds.partition_point(|bound| *bound <= entry.page)
@@ -96,7 +96,8 @@ impl Reading<'_> {
             }
         }
         let heads = self.step.source.layout.heads;
-        parallel.run(items.len() * heads, &|unit| {
+        parallel.run(items.len() * heads + 1, &|unit| {
+            let Some(unit) = unit.checked_sub(1) else { return also() };
             let (part, entries) = &items[unit / heads];
             self.unit(batch, *part, entries.clone(), unit % heads);
         });

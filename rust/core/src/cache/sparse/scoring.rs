@@ -4,16 +4,16 @@
 //! are worth an estimate from their summaries: what that costs does not grow with the context.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::digest::{Digest, DigestLayout};
+use super::super::sketches::VOLUME_CHAPTERS;
 use super::super::table::Table;
-use super::telling::SKETCH_CHAPTERS;
 use super::{HeadScratch, Scratch};
 use crate::attend::{Inline, Parallel};
 use crate::rotary::Turns;
 use crate::score::{Budget, Masses, Queries, estimate, largest, weigh};
 use crate::session::CHAPTER_PAGES;
-use crate::simd::prefetch;
 use crate::sync::Mutex;
 
 /// Less than this many blocks are scored on the calling thread.
@@ -23,16 +23,14 @@ const ESTIMATE_UNITS: usize = 4;
 /// For each block that may be read, so many are told from their sketches to be estimated.
 pub(super) const ESTIMATED_PER_READ: usize = 4;
 
-/// Summaries from the one at hand to the one that is asked for, where they are apart.
-const GATHER_AHEAD: usize = 8;
+/// Blocks from the one at hand to the one whose chapter is looked for, where they are apart.
+const AHEAD: usize = 16;
 
 thread_local! {
     /// Queries relative to the page at hand.
     static RELATIVE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// The same as the scores take them.
     static ARRANGED: RefCell<Queries> = RefCell::default();
-    /// Summaries of blocks that are apart, one after the other.
-    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What one of a few units of work takes of some blocks.
@@ -83,6 +81,9 @@ struct Plan {
 
 impl Scoring<'_> {
     /// Chooses the blocks of every (row, KV head).
+    ///
+    /// Whoever finishes the last unit of a head goes on with what needs them all, while others work on
+    /// the units of other heads.
     pub(super) fn choose(&self, budget: &Budget, scratch: &mut Scratch, parallel: &dyn Parallel) {
         let plan = self.plan(budget);
         let heads = self.tables.len() * self.heads;
@@ -92,38 +93,48 @@ impl Scoring<'_> {
         scratch.heads.resize_with(heads, Default::default);
         let small = self.pages * self.digest.blocks_per_page * heads < PARALLEL_BLOCKS_MIN;
         let parallel = if small { &Inline } else { parallel };
-        let (masses, picks) = (&scratch.masses[..heads * parts], &scratch.heads);
-        let weighed = &scratch.weighed[..heads * plan.sketch_units];
+        let Scratch { weighed, masses, heads: picks, .. } = &*scratch;
         let units = plan.sketch_units + plan.chapters;
+        let unfinished: Vec<_> = (0..heads).map(|_| AtomicUsize::new(units)).collect();
+        let is_last = |head: usize| unfinished[head].fetch_sub(1, Ordering::AcqRel) == 1;
         parallel.run(heads * units, &|unit| {
             let (head, unit) = (unit / units, unit % units);
             if let Some(chapter) = unit.checked_sub(plan.sketch_units) {
                 let mut masses = masses[head * parts + plan.estimate_units + chapter].lock();
-                return self.chapter(head, plan.sketched + chapter, &mut masses);
+                self.chapter(head, plan.sketched + chapter, &mut masses);
+            } else {
+                let mut weighed = weighed[head * plan.sketch_units + unit].lock();
+                self.weigh_sketches(head, unit, plan.sketched, &mut weighed);
             }
-            let mut weighed = weighed[head * plan.sketch_units + unit].lock();
-            self.weigh_sketches(head, unit * SKETCH_CHAPTERS, plan.sketched, &mut weighed);
+            if is_last(head) {
+                let scratch = &mut picks[head].lock();
+                if plan.sketched > 0 {
+                    let weighed = &weighed[head * plan.sketch_units..][..plan.sketch_units];
+                    self.tell(weighed, budget.sinks, plan.estimated, self.focus_of(head), scratch);
+                } else {
+                    self.pick(head, &plan, budget, &masses[head * parts..][..parts], &[], scratch);
+                }
+            }
         });
-        if plan.sketched > 0 {
-            parallel.run(heads, &|head| {
-                let units = weighed[head * plan.sketch_units..][..plan.sketch_units].iter();
-                let weighed: Vec<_> = units.map(Mutex::lock).collect();
-                let weighed: Vec<_> = weighed.iter().map(|unit| &**unit).collect();
-                let focus = self.focus_of(head);
-                self.tell(&weighed, budget.sinks, plan.estimated, focus, &mut picks[head].lock());
-            });
-            let told: Vec<_> = picks.iter().map(Mutex::lock).collect();
-            parallel.run(heads * plan.estimate_units, &|unit| {
-                let (head, unit) = (unit / plan.estimate_units, unit % plan.estimate_units);
-                let blocks = part_of(&told[head].estimated, unit, plan.estimate_units);
-                self.scattered(head, blocks, &mut masses[head * parts + unit].lock());
-            });
+        if plan.sketched == 0 {
+            return;
         }
-        parallel.run(heads, &|head| {
-            let mut parts: Vec<_> = masses[head * parts..][..parts].iter().map(Mutex::lock).collect();
-            let mut parts: Vec<_> = parts.iter_mut().map(|masses| masses.as_mut_slice()).collect();
-            self.pick(head, &plan, budget, &mut parts, &mut picks[head].lock());
+        for count in &unfinished {
+            count.store(plan.estimate_units, Ordering::Relaxed);
+        }
+        let told: Vec<_> = picks.iter().map(|head| std::mem::take(&mut head.lock().estimated)).collect();
+        parallel.run(heads * plan.estimate_units, &|unit| {
+            let (head, unit) = (unit / plan.estimate_units, unit % plan.estimate_units);
+            let blocks = part_of(&told[head], unit, plan.estimate_units);
+            self.scattered(head, blocks, &mut masses[head * parts + unit].lock());
+            if is_last(head) {
+                let masses = &masses[head * parts..][..parts];
+                self.pick(head, &plan, budget, masses, &told[head], &mut picks[head].lock());
+            }
         });
+        for (head, told) in picks.iter().zip(told) {
+            head.lock().estimated = told;
+        }
     }
 
     fn plan(&self, budget: &Budget) -> Plan {
@@ -139,7 +150,7 @@ impl Scoring<'_> {
         Plan {
             sketched,
             estimated,
-            sketch_units: sketched.div_ceil(SKETCH_CHAPTERS),
+            sketch_units: sketched.div_ceil(VOLUME_CHAPTERS),
             estimate_units: if sketched > 0 { ESTIMATE_UNITS } else { 0 },
             chapters: chapters - sketched,
         }
@@ -166,7 +177,9 @@ impl Scoring<'_> {
             let first = (page - pages.start) * per_page;
             let mut masses = Masses { at: &mut at[first..], sum: &mut sum[first..], stride };
             let (digest, of_row) = self.digest_of(head);
-            self.estimate(head, page, digest.blocks(self.digest, of_row, page, end - page), &mut masses);
+            let summaries = digest.blocks(self.digest, of_row, page, end - page);
+            let summaries: Vec<_> = summaries.chunks_exact(self.digest.summary.len_bytes()).collect();
+            self.estimate(head, page, &summaries, &mut masses);
             page = end;
         }
     }
@@ -176,20 +189,16 @@ impl Scoring<'_> {
         let (at, sum) = self.sized(masses, blocks.len());
         let (digest, of_row) = self.digest_of(head);
         let (len, per_page) = (self.digest.summary.len_bytes(), self.digest.blocks_per_page);
-        GATHERED.with_borrow_mut(|gathered| {
-            gathered.clear();
-            let summary_of = |block: u32| {
-                let (page, within) = (block as usize / per_page, block as usize % per_page);
-                &digest.blocks(self.digest, of_row, page, 1)[within * len..][..len]
-            };
-            for (index, block) in blocks.iter().enumerate() {
-                if let Some(later) = blocks.get(index + GATHER_AHEAD) {
-                    prefetch(summary_of(*later));
-                }
-                gathered.extend_from_slice(summary_of(*block));
+        let page_of = |block: &u32| *block as usize / per_page;
+        let mut summaries = Vec::with_capacity(blocks.len());
+        for (index, block) in blocks.iter().enumerate() {
+            if let Some(later) = blocks.get(index + AHEAD) {
+                digest.prefetch(page_of(later));
             }
-            self.estimate(head, 0, gathered, &mut Masses { at, sum, stride: blocks.len() });
-        });
+            let of_page = digest.blocks(self.digest, of_row, page_of(block), 1);
+            summaries.push(&of_page[*block as usize % per_page * len..][..len]);
+        }
+        self.estimate(head, 0, &summaries, &mut Masses { at, sum, stride: blocks.len() });
     }
 
     /// Room for ({at, sum}, R, blocks).
@@ -199,7 +208,7 @@ impl Scoring<'_> {
     }
 
     /// Estimates the masses of blocks whose page is `page`, or stands in the far place with it.
-    fn estimate(&self, head: usize, page: usize, blocks: &[u8], masses: &mut Masses<'_>) {
+    fn estimate(&self, head: usize, page: usize, blocks: &[&[u8]], masses: &mut Masses<'_>) {
         let summary = &self.digest.summary;
         let own = head * self.rows * self.dim..(head + 1) * self.rows * self.dim;
         let mut arranged = |relative: &[f32]| {
@@ -217,22 +226,24 @@ impl Scoring<'_> {
         });
     }
 
-    /// Chooses one head's blocks by their masses, of which the first few parts are of those estimated
-    /// because of their sketches.
+    /// Chooses one head's blocks by their masses, of which the first few parts are of those that were `told`
+    /// from sketches.
     fn pick(
         &self,
         head: usize,
         plan: &Plan,
         budget: &Budget,
-        parts: &mut [&mut [f32]],
+        masses: &[Mutex<Vec<f32>>],
+        told: &[u32],
         scratch: &mut HeadScratch,
     ) {
-        let HeadScratch { shares, choice, left, estimated, focus, .. } = scratch;
-        let rest = self.share(parts, plan.estimate_units, left, shares);
+        let mut parts: Vec<_> = masses.iter().map(Mutex::lock).collect();
+        let mut parts: Vec<_> = parts.iter_mut().map(|masses| masses.as_mut_slice()).collect();
+        let HeadScratch { shares, choice, left, focus, .. } = scratch;
+        let rest = self.share(&mut parts, plan.estimate_units, left, shares);
         let per_page = self.digest.blocks_per_page;
         // The shares are of the blocks that were told from sketches, then of all those from `first` on.
         let first = plan.sketched * CHAPTER_PAGES * per_page;
-        let told = if plan.sketched > 0 { estimated.as_slice() } else { &[] };
         let place_of = |block: &u32| match (*block as usize).checked_sub(first) {
             Some(after) => Some((told.len() + after) as u32),
             None => told.binary_search(block).ok().map(|place| place as u32),

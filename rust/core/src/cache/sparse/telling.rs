@@ -1,20 +1,11 @@
 //! Telling from sketches which of a long context's blocks are worth an estimate.
 
-use std::cell::RefCell;
-
+use super::super::sketches::VOLUME_CHAPTERS;
 use super::HeadScratch;
-use super::scoring::{Scoring, weigh_finite};
-use crate::score::{DIRECTIONS, largest};
+use super::scoring::Scoring;
+use crate::score::{DIRECTIONS, add_up, weigh_scores};
 use crate::session::CHAPTER_PAGES;
-use crate::simd::prefetch;
-
-/// Chapters whose sketches are scored in one unit of work.
-pub(super) const SKETCH_CHAPTERS: usize = 16;
-
-thread_local! {
-    /// Scores of the blocks of a unit of work, (R, blocks).
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
+use crate::sync::Mutex;
 
 /// What one head's query rows give the blocks of a unit of chapters, by their sketches.
 #[derive(Default)]
@@ -44,35 +35,24 @@ impl Scoring<'_> {
         CHAPTER_PAGES * self.digest.blocks_per_page
     }
 
-    /// Weighs the blocks of some chapters, before chapter `end`, by their sketches.
-    pub(super) fn weigh_sketches(&self, head: usize, first: usize, end: usize, into: &mut Weighed) {
-        let chapters = first..end.min(first + SKETCH_CHAPTERS);
-        let stride = chapters.len() * self.sketch_blocks();
+    /// Weighs the blocks of a volume's chapters, of those before chapter `end`, by their sketches.
+    pub(super) fn weigh_sketches(&self, head: usize, volume: usize, end: usize, into: &mut Weighed) {
+        let chapters = (end - volume * VOLUME_CHAPTERS).min(VOLUME_CHAPTERS);
+        let stride = chapters * self.sketch_blocks();
         let along = &self.along[head * self.rows * DIRECTIONS..][..self.rows * DIRECTIONS];
         let (digest, head) = self.digest_of(head);
-        SCORES.with_borrow_mut(|scores| {
-            scores.resize(self.rows * stride, 0.0);
-            // Sketches are far from each other in memory, so the next one is asked for early.
-            let mut sketches: [&[u8]; SKETCH_CHAPTERS] = [&[]; SKETCH_CHAPTERS];
-            for (sketch, chapter) in sketches.iter_mut().zip(chapters.clone()) {
-                *sketch = digest.sketch_of(self.digest, head, chapter);
-            }
-            for (index, sketch) in sketches[..chapters.len()].iter().enumerate() {
-                if let Some(next) = sketches.get(index + 1) {
-                    prefetch(next);
-                }
-                self.digest.sketch.score(sketch, along, &mut scores[index * self.sketch_blocks()..], stride);
-            }
-            into.weights.clear();
-            into.weights.resize(self.rows * stride, 1.0);
-            into.references.clear();
-            into.totals.clear();
-            for (scores, weights) in scores.chunks_exact(stride).zip(into.weights.chunks_exact_mut(stride)) {
-                let reference = largest(scores);
-                into.references.push(reference);
-                into.totals.push(weigh_finite(scores, weights, reference));
-            }
-        });
+        let sketch = self.digest.sketch;
+        let Weighed { weights, references, totals } = into;
+        weights.resize(self.rows * stride, 0.0);
+        references.clear();
+        references.resize(self.rows, f32::NEG_INFINITY);
+        let sketches = digest.sketches().of_volume(sketch, head, volume, chapters);
+        sketch.score(sketches, along, weights, stride, references);
+        totals.clear();
+        for (scores, reference) in weights.chunks_exact_mut(stride).zip(references) {
+            let total = weigh_scores(scores, *reference);
+            totals.push(if total.is_nan() { sum_of_numbers(scores) } else { total });
+        }
     }
 
     /// Tells by the weights of all units of a head which `count` of its sketched blocks, besides the
@@ -80,24 +60,26 @@ impl Scoring<'_> {
     /// that of these.
     pub(super) fn tell(
         &self,
-        weighed: &[&Weighed],
+        weighed: &[Mutex<Weighed>],
         sinks: usize,
         count: usize,
         focus: &[u32],
         scratch: &mut HeadScratch,
     ) {
+        let weighed: Vec<_> = weighed.iter().map(Mutex::lock).collect();
+        let weighed: &Vec<&Weighed> = &weighed.iter().map(|unit| &**unit).collect();
         let HeadScratch { shares, picker, estimated, left, .. } = scratch;
-        shares.clear();
         shares.resize(weighed.iter().map(|unit| unit.weights.len() / self.rows).sum(), 0.0);
         let all: Vec<_> = (0..self.rows).map(|row| of_all(weighed, row)).collect();
+        let mut factors = vec![0.0; self.rows];
         let mut rest = shares.as_mut_slice();
         for unit in weighed {
             let (shares, after) = rest.split_at_mut(unit.weights.len() / self.rows);
             for (row, (reference, total)) in all.iter().enumerate() {
                 let factor = if *total > 0.0 { 1.0 / (total * self.rows as f32) } else { 0.0 };
-                let factor = unit.scale(row, *reference) * factor;
-                shares.iter_mut().zip(unit.row(row)).for_each(|(share, weight)| *share += weight * factor);
+                factors[row] = unit.scale(row, *reference) * factor;
             }
+            add_up(&unit.weights, &factors, shares);
             rest = after;
         }
         picker.pick(shares, sinks, count, estimated);
@@ -118,7 +100,7 @@ impl Scoring<'_> {
         row: usize,
         (reference, total): (f32, f32),
     ) -> f32 {
-        let per_unit = SKETCH_CHAPTERS * self.sketch_blocks();
+        let per_unit = VOLUME_CHAPTERS * self.sketch_blocks();
         let mut known = 0.0;
         // Ascending: those of a unit stand together.
         for blocks in estimated.chunk_by(|a, b| *a as usize / per_unit == *b as usize / per_unit) {
@@ -130,6 +112,11 @@ impl Scoring<'_> {
         let left = (total - known) / known;
         if left.is_finite() { left.max(0.0) } else { 0.0 }
     }
+}
+
+/// What can't be told is estimated, and does not keep the others from being compared.
+fn sum_of_numbers(weights: &[f32]) -> f32 {
+    weights.iter().filter(|weight| !weight.is_nan()).sum()
 }
 
 /// The largest score of a row, and the sum of its weights relative to that.
