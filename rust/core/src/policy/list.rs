@@ -7,6 +7,7 @@
 
 use super::hash::KeyMap;
 use crate::key::PageKey;
+use crate::simd::prefetch_near;
 
 /// No slot: the end of a list.
 const NIL: u32 = u32::MAX;
@@ -83,6 +84,17 @@ impl<M: Copy, const LISTS: usize> Lists<M, LISTS> {
 
     pub(super) fn meta_mut(&mut self, slot: Slot) -> &mut M {
         &mut self.nodes[slot.0 as usize].meta
+    }
+
+    /// Asks for the memory of a page's slot, which is read soon.
+    pub(super) fn prefetch(&self, slot: Slot) {
+        prefetch_near(std::slice::from_ref(&self.nodes[slot.0 as usize]));
+    }
+
+    /// The same of the slots before and after it.
+    pub(super) fn prefetch_neighbours(&self, slot: Slot) {
+        let Node { newer, older, .. } = &self.nodes[slot.0 as usize];
+        [newer, older].into_iter().filter(|slot| **slot != NIL).for_each(|slot| self.prefetch(Slot(*slot)));
     }
 
     /// The oldest page of a list.

@@ -59,6 +59,13 @@ pub trait Policy: Send {
     /// A resident page was read.
     fn touch(&mut self, key: PageKey);
 
+    /// As [`touch`](Policy::touch) for each of the keys, in their order.
+    fn touch_all(&mut self, keys: &[PageKey]) {
+        for key in keys {
+            self.touch(*key);
+        }
+    }
+
     /// The page left RAM or died.
     fn remove(&mut self, key: PageKey);
 

@@ -7,6 +7,7 @@
 //! C. Estan, G. Varghese, SIGCOMM 2002), which lowers the error.
 
 use crate::key::PageKey;
+use crate::simd::prefetch_near;
 
 const ROWS: u64 = 4;
 const COUNTER_MAX: u8 = 15;
@@ -36,6 +37,11 @@ impl Sketch {
     /// (but for ageing).
     pub(super) fn frequency(&self, key: PageKey) -> u8 {
         self.places(key).map(|(word, shift)| self.counter(word, shift)).min().unwrap_or(0)
+    }
+
+    /// Asks for the memory of a page's counters.
+    pub(super) fn prefetch(&self, key: PageKey) {
+        self.places(key).for_each(|(word, _)| prefetch_near(std::slice::from_ref(&self.words[word])));
     }
 
     pub(super) fn record(&mut self, key: PageKey) {

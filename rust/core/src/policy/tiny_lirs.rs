@@ -35,6 +35,8 @@ const WINDOW_ONE_IN: usize = 10;
 const PROTECTED_PERCENT: usize = 80;
 /// Reads between two halvings of the counts, per page of capacity: TinyLFU's.
 const SAMPLE_PER_PAGE: u64 = 10;
+/// Reads that are looked up together.
+const TOGETHER: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -80,6 +82,27 @@ impl TinyLirs {
         self.pages.find_oldest(PROBATION, evictable).or_else(|| self.pages.find_oldest(PROTECTED, evictable))
     }
 
+    /// What a read of a resident page changes.
+    fn read(&mut self, key: PageKey, slot: Slot) {
+        self.sketch.record(key);
+        self.now += 1;
+        *self.pages.meta_mut(slot) = self.now;
+        if self.pages.list_of(slot) == WINDOW {
+            self.pages.move_newest(slot, WINDOW);
+            return;
+        }
+        self.pages.move_newest(slot, PROTECTED);
+        if self.pages.list_len(PROTECTED) * 100 > self.main_max() * PROTECTED_PERCENT
+            && let Some(oldest) = self.pages.oldest(PROTECTED)
+        {
+            self.pages.move_newest(oldest, PROBATION);
+            // The next one to go.
+            if let Some(oldest) = self.pages.oldest(PROTECTED) {
+                self.pages.prefetch_neighbours(oldest);
+            }
+        }
+    }
+
     fn frequency(&self, slot: Slot) -> u8 {
         self.sketch.frequency(self.pages.key(slot))
     }
@@ -106,19 +129,26 @@ impl Policy for TinyLirs {
     }
 
     fn touch(&mut self, key: PageKey) {
-        let Some(slot) = self.pages.slot(key) else { return };
-        self.sketch.record(key);
-        self.now += 1;
-        *self.pages.meta_mut(slot) = self.now;
-        if self.pages.list_of(slot) == WINDOW {
-            self.pages.move_newest(slot, WINDOW);
-            return;
+        if let Some(slot) = self.pages.slot(key) {
+            self.read(key, slot);
         }
-        self.pages.move_newest(slot, PROTECTED);
-        if self.pages.list_len(PROTECTED) * 100 > self.main_max() * PROTECTED_PERCENT
-            && let Some(oldest) = self.pages.oldest(PROTECTED)
-        {
-            self.pages.move_newest(oldest, PROBATION);
+    }
+
+    fn touch_all(&mut self, keys: &[PageKey]) {
+        let mut slots = [None; TOGETHER];
+        for keys in keys.chunks(TOGETHER) {
+            // What a read changes is all over memory: it is asked for before the first of them.
+            for (slot, key) in slots.iter_mut().zip(keys) {
+                self.sketch.prefetch(*key);
+                *slot = self.pages.slot(*key).inspect(|slot| self.pages.prefetch(*slot));
+            }
+            let slots = &slots[..keys.len()];
+            slots.iter().flatten().for_each(|slot| self.pages.prefetch_neighbours(*slot));
+            for (key, slot) in keys.iter().zip(slots) {
+                if let Some(slot) = *slot {
+                    self.read(*key, slot);
+                }
+            }
         }
     }
 

@@ -245,9 +245,7 @@ impl Store {
         }
         let mut state = self.inner.state.lock();
         state.counters.hits += keys.len() as u64 * times;
-        for key in keys {
-            state.policy.touch(*key);
-        }
+        state.policy.touch_all(keys);
     }
 
     /// Whether what is sealed is written to disk.
