@@ -316,6 +316,18 @@ def test_tables_of_memories_learn_faster_and_do_not_decay(optimizer, tmp_path):
     assert [step.loss for step in finish(again).history] == [step.loss for step in whole.history]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_projections_of_connections_learn_faster(optimizer):
+    model = StrataLM(TransformerConfig(**SIZES))
+    groups = [g for o in make_optimizers(model, TrainConfig(optimizer=optimizer)) for g in o.param_groups]
+    scale = {p: g.get("lr_scale", 1.0) for g in groups for p in g["params"]}
+    faster = {name for name, parameter in model.named_parameters() if scale[parameter] == 30}
+    modules = model.named_modules()
+    own = {f"{name}.weight" for name, one in modules if isinstance(one, HyperConnections | StreamHead)}
+    assert faster == own
+    assert len(own) > 2
+
+
 def test_an_optimizer_that_updates_each_parameter_says_how():
     with pytest.raises(TypeError, match="update"):
         EachAlone([torch.zeros(3)], {"lr": 1.0})

@@ -18,7 +18,7 @@ from stratakv.nn.mapped_table import MappedRows
 from stratakv.train.files import FILE_MODE, create_private, replace_durably
 from stratakv.train.group import Group, split_like, whole
 
-VERSION = 1
+VERSION = 2
 
 
 def save(

@@ -22,6 +22,9 @@ NUM_ITERATIONS = 5
 # Makes an update's root mean square that of AdamW, so that both share a learning rate (arXiv 2502.16982).
 UPDATE_RMS = 0.2
 TABLE_LR_SCALE = 5.0
+# What a connection's projections give is multiplied by alpha, which begins at 0.01: an update of theirs is
+# felt a hundredth. docs/mhc.md has what it brings.
+PROJECTION_LR_SCALE = 30.0
 # As torch's own clipping has it.
 CLIP_EPS = 1e-6
 
@@ -144,8 +147,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """What updates each of the model's parameters, every one exactly once.
 
     Matrices of the blocks decay, and are Muon's where that was chosen. Embeddings, norms and
-    connections do not decay: a connection's values have their meaning at zero. Tables of memories do
-    not either, and learn faster, since a row is seldom looked up (Engram, arXiv 2601.07372, appendix A).
+    connections do not decay: a connection's values have their meaning at zero. Its projections learn
+    faster. Tables of memories do not decay either, and learn faster, since a row is seldom looked up (Engram,
+    arXiv 2601.07372, appendix A).
     Where `config.sparse_tables` they are RowAdam's, and what it keeps lies where the table lies.
     A group's `lr_scale` is a factor of the run's learning rate.
 
@@ -156,6 +160,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         raise ValueError("tables in files are updated by rows: give sparse_tables=True")
     matrices: list[Tensor] = []
     tables: list[Tensor] = []
+    projections: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() == 2 and ".layers." in name and "connection" not in name
@@ -163,10 +168,14 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
             tables.append(parameter)
         elif is_matrix and not name.endswith("_norm"):
             matrices.append(parameter)
+        elif name.endswith(("_connection.weight", "stream_head.weight")):
+            projections.append(parameter)
         else:
             rest.append(parameter)
     adam: dict[str, Any] = {"lr": config.lr, "betas": ADAM_BETAS, "fused": True}
     groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
+    if projections:
+        groups.append({"params": projections, "weight_decay": 0.0, "lr_scale": PROJECTION_LR_SCALE})
     optimizers: list[torch.optim.Optimizer] = []
     if tables and config.sparse_tables:
         optimizers.append(_row_adam(model, config))
