@@ -100,7 +100,7 @@ def context_of(
     for memory in recalled:
         if memory.id in ids:
             continue
-        if len(memory.text) > LINE_CHARACTERS_MAX and kind_of(memory.metadata) != TURN:
+        if whole_tokens and len(memory.text) > LINE_CHARACTERS_MAX and kind_of(memory.metadata) != TURN:
             note_tokens = count(note_of(memory))
             if note_tokens <= whole_tokens:
                 whole_tokens -= note_tokens

@@ -23,8 +23,8 @@ from stratakv.cache.store import Store
 from stratakv.hf.arguments import one_row, session_or_none
 from stratakv.hf.attachment import attachment_of
 from stratakv.hf.cache import TieredCache
-from stratakv.hf.layers import TieredLayer
 from stratakv.hf.passes import feed
+from stratakv.hf.splicing import check_paged
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -106,14 +106,12 @@ class KeptPages:
         self._beside = memory._beside
         self._directory = self._beside.directory_of(user)
         self._store: Store | None = None
-        with self._open_cache(None) as probe:
-            others = {type(layer).__name__ for layer in probe.layers if not isinstance(layer, TieredLayer)}
-        if others:
+        try:
+            with self._open_cache(None) as empty:
+                check_paged(empty)
+        except BaseException:
             self._let_go()
-            raise ValueError(
-                f"the model has layers that keep no pages ({', '.join(sorted(others))}): what they hold of a "
-                "text depends on all before it, so texts have to be computed"
-            )
+            raise
         self._beside.add(user, self._let_go)
 
     def put(self, cache: TieredCache, input_ids: Tensor | list[int], *, id: int) -> Put:

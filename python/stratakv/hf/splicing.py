@@ -22,7 +22,7 @@ from stratakv.hf.tokens import MASKED_BIT
 if TYPE_CHECKING:
     from stratakv.hf.cache import TieredCache
 
-__all__ = ["splice"]
+__all__ = ["check_paged", "splice"]
 
 COPY_TOKENS = 4096
 """Tokens of a layer that are copied at once."""
@@ -76,6 +76,20 @@ def _note(cache: TieredCache, source: TieredCache, start: int, stop: int) -> Non
     cache._table.native.note_tokens([ids[start:stop]], salt)
 
 
+def check_paged(cache: TieredCache) -> None:
+    """Refuses a model of which a text's state is not all in pages.
+
+    Raises:
+        ValueError: it has such layers; the message names them.
+    """
+    others = {type(layer).__name__ for layer in cache._other_layers().values()}
+    if others:
+        raise ValueError(
+            f"the model has layers that keep no pages ({', '.join(sorted(others))}): what they hold depends "
+            "on all that came before and can't be spliced; compute these tokens instead"
+        )
+
+
 def _check_caches(cache: TieredCache, source: TieredCache) -> None:
     """Refuses caches of which one can't take over from the other."""
     if cache.attachment is None or source.attachment is None:
@@ -84,12 +98,7 @@ def _check_caches(cache: TieredCache, source: TieredCache) -> None:
         )
     if cache.binding is not source.binding:
         raise ValueError("splice takes from a cache of the same model; this one is another's")
-    others = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, TieredLayer)}
-    if others:
-        raise ValueError(
-            f"the model has layers that keep no pages ({', '.join(sorted(others))}): what they hold depends "
-            "on all that came before and can't be spliced; compute these tokens instead"
-        )
+    check_paged(cache)
     if source._num_rows() != 1 or cache._num_rows() > 1 or cache._mask is not None:
         raise ValueError(
             f"splice takes one row into one without padding; these caches have {source._num_rows()} and "
