@@ -14,8 +14,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use stratakv_bench::Tensor;
 use stratakv_core::attend::{Inline, Parallel, Pool};
-use stratakv_core::cache::{CacheConfig, Extent, KvCache, Mask, ReadRows, WriteRows};
+use stratakv_core::cache::{CacheConfig, Extent, KvCache, Mask};
 use stratakv_core::dtype::DType;
 use stratakv_core::simd::SimdLevel;
 use stratakv_core::store::{Store, StoreConfig};
@@ -43,63 +44,27 @@ impl Case {
     }
 }
 
-/// A (1, H, T, D) tensor.
-struct Tensor {
-    extent: Extent,
-    bytes: Vec<u8>,
+/// Of a shape, with a few thousand different values: what is measured does not depend on them.
+fn filled(mut tensor: Tensor, scale: f32, seed: u64) -> Tensor {
+    let mut state = seed;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0) * scale
+    };
+    let dtype = tensor.extent.dtype;
+    let mut pattern = vec![0; 4093 * dtype.size()];
+    for index in 0..4093 {
+        dtype.write(&mut pattern, index, random());
+    }
+    for part in tensor.bytes.chunks_mut(pattern.len()) {
+        part.copy_from_slice(&pattern[..part.len()]);
+    }
+    tensor
 }
 
-impl Tensor {
-    fn new(heads: usize, tokens: usize, dim: usize, dtype: DType) -> Self {
-        let extent = Extent { batch: 1, heads, tokens, dim, dtype };
-        Self { extent, bytes: vec![0; heads * tokens * extent.row_bytes()] }
-    }
-
-    /// A few thousand different values do: what is measured does not depend on them.
-    fn filled(mut self, scale: f32, seed: u64) -> Self {
-        let mut state = seed;
-        let mut random = move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0) * scale
-        };
-        let dtype = self.extent.dtype;
-        let mut pattern = vec![0; 4093 * dtype.size()];
-        for index in 0..4093 {
-            dtype.write(&mut pattern, index, random());
-        }
-        for part in self.bytes.chunks_mut(pattern.len()) {
-            part.copy_from_slice(&pattern[..part.len()]);
-        }
-        self
-    }
-
-    fn read(&self, head: usize, token: usize, d: usize) -> f64 {
-        let Extent { tokens, dim, dtype, .. } = self.extent;
-        f64::from(dtype.read(&self.bytes, (head * tokens + token) * dim + d))
-    }
-
-    fn start(&self, head: usize, token: usize) -> usize {
-        (head * self.extent.tokens + token) * self.extent.row_bytes()
-    }
-}
-
-impl ReadRows for Tensor {
-    fn extent(&self) -> Extent {
-        self.extent
-    }
-    fn read(&self, _: usize, head: usize, token: usize, into: &mut [u8]) {
-        into.copy_from_slice(&self.bytes[self.start(head, token)..][..into.len()]);
-    }
-}
-
-impl WriteRows for Tensor {
-    fn extent(&self) -> Extent {
-        self.extent
-    }
-    fn write(&mut self, _: usize, head: usize, token: usize, from: &[u8]) {
-        let start = self.start(head, token);
-        self.bytes[start..start + from.len()].copy_from_slice(from);
-    }
+fn element(tensor: &Tensor, head: usize, token: usize, d: usize) -> f64 {
+    let Extent { tokens, dim, dtype, .. } = tensor.extent;
+    f64::from(dtype.read(&tensor.bytes, (head * tokens + token) * dim + d))
 }
 
 /// A cache of one layer with a context in RAM.
@@ -126,8 +91,8 @@ impl Context {
             planes: false,
         };
         let mut cache = KvCache::new(store, config).expect("a cache");
-        let keys = Tensor::new(KV_HEADS, tokens, dim, dtype).filled(1.7, 7);
-        let values = Tensor::new(KV_HEADS, tokens, dim, dtype).filled(1.7, 11);
+        let keys = filled(Tensor::new(KV_HEADS, tokens, dim, dtype), 1.7, 7);
+        let values = filled(Tensor::new(KV_HEADS, tokens, dim, dtype), 1.7, 11);
         cache.append(0, &keys, &values).expect("room for the context");
         let mut context = Self {
             case,
@@ -145,7 +110,7 @@ impl Context {
     fn set_group(&mut self, group: usize) {
         self.case.group = group;
         let new = || Tensor::new(KV_HEADS * group, 1, self.case.dim, DType::F32);
-        (self.query, self.out) = (new().filled(1.7, 13), new());
+        (self.query, self.out) = (filled(new(), 1.7, 13), new());
     }
 
     fn scale(&self) -> f32 {
@@ -178,18 +143,18 @@ impl Context {
             let (mut sum, mut acc) = (0.0_f64, vec![(0.0_f64, 0.0_f64); dim]);
             for token in 0..tokens {
                 let score: f64 = (0..dim)
-                    .map(|d| self.query.read(head, 0, d) * self.keys.read(head / group, token, d))
+                    .map(|d| element(&self.query, head, 0, d) * element(&self.keys, head / group, token, d))
                     .sum();
                 let weight = (score * scale).exp();
                 sum += weight;
                 for (d, (value, size)) in acc.iter_mut().enumerate() {
-                    let term = weight * self.values.read(head / group, token, d);
+                    let term = weight * element(&self.values, head / group, token, d);
                     *value += term;
                     *size += term.abs();
                 }
             }
             for (d, (value, size)) in acc.iter().enumerate() {
-                let error = (self.out.read(head, 0, d) - value / sum).abs();
+                let error = (element(&self.out, head, 0, d) - value / sum).abs();
                 assert!(error <= 2e-6 * size / sum, "{}: off by {error} of {}", self.case.name(), size / sum);
             }
         }

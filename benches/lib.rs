@@ -1,5 +1,6 @@
-//! What the benchmarks share.
+//! What the benchmarks share: rows in planes, and tensors that caches read and write.
 
+use stratakv_core::cache::{Extent, ReadRows, WriteRows};
 use stratakv_core::codec::planes::{RowShape, decode_rows_at, encode_rows_at, restore_rows_at};
 use stratakv_core::dtype::DType;
 use stratakv_core::simd::SimdLevel;
@@ -62,5 +63,45 @@ impl Rows {
         restore_rows_at(SimdLevel::Scalar, shape, &scales, &codes, &residual, shape.dtype, &mut truth);
         restore_rows_at(SimdLevel::detect(), shape, &scales, &codes, &residual, shape.dtype, &mut out);
         assert!(truth == out, "restored values");
+    }
+}
+
+/// A (1, H, T, D) tensor, as caches read and write them.
+#[derive(Debug)]
+pub struct Tensor {
+    /// Its shape.
+    pub extent: Extent,
+    /// Row-major elements.
+    pub bytes: Vec<u8>,
+}
+
+impl Tensor {
+    /// Zeros.
+    pub fn new(heads: usize, tokens: usize, dim: usize, dtype: DType) -> Self {
+        let extent = Extent { batch: 1, heads, tokens, dim, dtype };
+        Self { extent, bytes: vec![0; heads * tokens * extent.row_bytes()] }
+    }
+
+    fn start(&self, head: usize, token: usize) -> usize {
+        (head * self.extent.tokens + token) * self.extent.row_bytes()
+    }
+}
+
+impl ReadRows for Tensor {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
+    fn read(&self, _: usize, head: usize, token: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.bytes[self.start(head, token)..][..into.len()]);
+    }
+}
+
+impl WriteRows for Tensor {
+    fn extent(&self) -> Extent {
+        self.extent
+    }
+    fn write(&mut self, _: usize, head: usize, token: usize, from: &[u8]) {
+        let start = self.start(head, token);
+        self.bytes[start..start + from.len()].copy_from_slice(from);
     }
 }

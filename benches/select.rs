@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
 
+use stratakv_bench::Tensor;
 use stratakv_core::attend::{Inline, Parallel, Pool};
-use stratakv_core::cache::{CacheConfig, Extent, KvCache, Mask, ReadRows, Selection, WriteRows};
+use stratakv_core::cache::{CacheConfig, KvCache, Mask, Selection};
 use stratakv_core::dtype::DType;
 use stratakv_core::rotary::Rotary;
 use stratakv_core::score::{Budget, Guard};
@@ -42,52 +43,21 @@ impl Noise {
     }
 }
 
-/// A (1, H, T, D) tensor.
-struct Tensor {
-    extent: Extent,
-    bytes: Vec<u8>,
+/// Zeros (1, H, T, [`DIM`]).
+fn zeros(heads: usize, tokens: usize, dtype: DType) -> Tensor {
+    Tensor::new(heads, tokens, DIM, dtype)
 }
 
-impl Tensor {
-    fn new(heads: usize, tokens: usize, dtype: DType) -> Self {
-        let extent = Extent { batch: 1, heads, tokens, dim: DIM, dtype };
-        Self { extent, bytes: vec![0; heads * tokens * extent.row_bytes()] }
-    }
-
-    /// Noise, and `along` as much of the space that queries lie in.
-    fn fill(&mut self, noise: &mut Noise, scale: f32, along: f32) {
-        let dtype = self.extent.dtype;
-        for row in self.bytes.chunks_exact_mut(self.extent.row_bytes()) {
-            let weights: [f32; RANK] = std::array::from_fn(|_| along * noise.next());
-            for d in 0..DIM {
-                // Each dimension of the space is spread over some elements.
-                let of_space = weights[d % RANK] * if (d / RANK).is_multiple_of(2) { 1.0 } else { -1.0 };
-                dtype.write(row, d, scale * noise.next() + of_space);
-            }
+/// Noise, and `along` as much of the space that queries lie in.
+fn fill(tensor: &mut Tensor, noise: &mut Noise, scale: f32, along: f32) {
+    let (dtype, row_bytes) = (tensor.extent.dtype, tensor.extent.row_bytes());
+    for row in tensor.bytes.chunks_exact_mut(row_bytes) {
+        let weights: [f32; RANK] = std::array::from_fn(|_| along * noise.next());
+        for d in 0..DIM {
+            // Each dimension of the space is spread over some elements.
+            let of_space = weights[d % RANK] * if (d / RANK).is_multiple_of(2) { 1.0 } else { -1.0 };
+            dtype.write(row, d, scale * noise.next() + of_space);
         }
-    }
-
-    fn start(&self, head: usize, token: usize) -> usize {
-        (head * self.extent.tokens + token) * self.extent.row_bytes()
-    }
-}
-
-impl ReadRows for Tensor {
-    fn extent(&self) -> Extent {
-        self.extent
-    }
-    fn read(&self, _: usize, head: usize, token: usize, into: &mut [u8]) {
-        into.copy_from_slice(&self.bytes[self.start(head, token)..][..into.len()]);
-    }
-}
-
-impl WriteRows for Tensor {
-    fn extent(&self) -> Extent {
-        self.extent
-    }
-    fn write(&mut self, _: usize, head: usize, token: usize, from: &[u8]) {
-        let start = self.start(head, token);
-        self.bytes[start..start + from.len()].copy_from_slice(from);
     }
 }
 
@@ -127,14 +97,14 @@ impl Context {
         };
         let mut cache = KvCache::new(store, config).expect("a cache");
         cache.select(Some(selection(budget))).expect("a selection");
-        let new = || Tensor::new(KV_HEADS * GROUP, 1, DType::Bf16);
+        let new = || zeros(KV_HEADS * GROUP, 1, DType::Bf16);
         let crowd = vec![1; CROWD / 8];
         let mut context = Self { cache, layers, noise: Noise(1), query: new(), out: new(), crowd };
         context.grow(64);
         // The first queries say in which directions sketches are made.
-        let mut queries = Tensor::new(KV_HEADS * GROUP, 64, DType::Bf16);
-        queries.fill(&mut context.noise, 0.4, 1.2);
-        let mut out = Tensor::new(KV_HEADS * GROUP, 64, DType::Bf16);
+        let mut queries = zeros(KV_HEADS * GROUP, 64, DType::Bf16);
+        fill(&mut queries, &mut context.noise, 0.4, 1.2);
+        let mut out = zeros(KV_HEADS * GROUP, 64, DType::Bf16);
         let mask = Mask { causal: true, ..Mask::default() };
         for layer in 0..layers {
             context.cache.attend(layer, &queries, &mut out, 0.125, &mask, &Inline).expect("a first pass");
@@ -144,10 +114,10 @@ impl Context {
 
     fn grow(&mut self, tokens: usize) {
         let (mut keys, mut values) =
-            (Tensor::new(KV_HEADS, tokens, DType::Bf16), Tensor::new(KV_HEADS, tokens, DType::Bf16));
+            (zeros(KV_HEADS, tokens, DType::Bf16), zeros(KV_HEADS, tokens, DType::Bf16));
         for layer in 0..self.layers {
-            keys.fill(&mut self.noise, 0.7, 0.5);
-            values.fill(&mut self.noise, 1.0, 0.0);
+            fill(&mut keys, &mut self.noise, 0.7, 0.5);
+            fill(&mut values, &mut self.noise, 1.0, 0.0);
             self.cache.append(layer, &keys, &values).expect("room for the context");
         }
     }
@@ -176,7 +146,7 @@ impl Context {
 
     /// Wall and CPU seconds of one layer's step; folds what it gave and chose into `sum`.
     fn timed(&mut self, layer: usize, parallel: &dyn Parallel, sum: &mut u64) -> (f64, f64) {
-        self.query.fill(&mut self.noise, 0.4, 1.2);
+        fill(&mut self.query, &mut self.noise, 0.4, 1.2);
         self.drive_out();
         let (start, cpu) = (Instant::now(), cpu_seconds());
         self.step(layer, parallel);
