@@ -375,6 +375,33 @@ class Engram:
     def close(self) -> None: ...
 
 @final
+class Reembedding:
+    """A directory of memories whose vectors are being made anew, for one process.
+
+    Until `finish` the directory is what it was, and whoever closes this before goes on with the next one.
+    """
+
+    def __new__(cls, directory: str | PathLike[str], *, embedder: tuple[str, int]) -> Reembedding:
+        """`embedder` is the identity and dimension of what makes them.
+
+        All are made, or those that are missing where it is the stored one. Raises LockedError, CorruptError,
+        ValueError.
+        """
+    def progress(self) -> tuple[int, int]:
+        """How many memories have their new vectors, of all that are to get one."""
+    def texts(self, limit: int) -> list[str]:
+        """The next texts to embed, the same until their vectors are given; none when all are."""
+    def give(self, vectors: Any) -> None:
+        """Takes the vectors, float32 (N, D), of the texts that were given out last, durably.
+
+        Raises ValueError for another shape, or a vector without a direction; none is taken then.
+        """
+    def finish(self) -> bool:
+        """Makes the new vectors those of the directory: True. Raises ValueError while texts are left."""
+    def close(self) -> None:
+        """Gives the directory back. Closing twice is no error."""
+
+@final
 class DirectoryLock:
     """A directory for this process alone, as `Engram` has its own; gone with the process.
 
@@ -411,6 +438,8 @@ class Question:
     BM25_B: float
     WINDOW: list[int]
     """What a memory counts in a window by its distance; relative to the first."""
+    HAS_VECTOR: int
+    """The bit of a memory's traits that says so."""
 
     def __new__(
         cls,

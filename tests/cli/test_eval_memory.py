@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stratakv.engram import minilm
+from stratakv.engram.embedders import minilm
 from tests.eval.test_conversations import BEAM, LOCOMO, LONGMEMEVAL
 
 

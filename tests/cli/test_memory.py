@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from stratakv.engram import AssistantMemory, minilm
+from stratakv.engram import AssistantMemory
+from stratakv.engram.embedders import minilm
 
 CARD = "4111 1111 1111 1111"
 
@@ -310,3 +311,60 @@ def test_serving_without_the_sdk_says_what_to_install(run, where, monkeypatch):
     code, out, err = run("memory", "serve", "--user", "ana", "--embedder", "none", *where)
     assert (code, out) == (1, "")
     assert "pip install 'stratakv[mcp]'" in err
+
+
+class TestReembed:
+    @pytest.fixture
+    def model(self, tiny_model):
+        return f"hidden-states:{tiny_model}"
+
+    def test_by_a_language_model(self, memory, run, run_json, where, model):
+        for text in ("Miez is a cat", "We use Postgres", "Ana lives in Rome"):
+            memory("remember", text)
+        # The first embedder that comes is the directory's.
+        run_json("memory", "recall", "cat", "--user", "ana", "--embedder", model, *where)
+        made = run_json("memory", "reembed", "--embedder", model, *where)
+        assert made["memories"] == 3
+        assert made["embedder"].startswith("hidden states ")
+        assert run_json("memory", "reembed", "--embedder", model, *where)["memories"] == 0
+        (found,) = run_json(
+            "memory", "recall", "Miez is a cat", "-k", 1, "--user", "ana", "--embedder", model, *where
+        )
+        assert found["text"] == "Miez is a cat"
+        assert found["parts"]["cosine"] > 0.99
+
+    @pytest.mark.filterwarnings("ignore:.*opened without an embedder")
+    def test_progress_and_ctrl_c(self, memory, run, where, model, monkeypatch):
+        from stratakv.engram import HiddenStateEmbedder
+
+        for text in ("Miez is a cat", "We use Postgres"):
+            memory("remember", text)
+        _, said, shown = run("memory", "reembed", "--embedder", model, "--progress", *where)
+        assert "embed 2/2 memories" in shown
+        assert said.startswith("embedded 2 memories by hidden states ")
+        memory("remember", "Ana lives in Rome")
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(HiddenStateEmbedder, "embed", stop)
+        code, _, said = run("memory", "reembed", "--embedder", model, *where)
+        assert code == 130
+        assert "0 of 1 memories are embedded anew; the same command goes on from there" in said
+
+    def test_mistakes(self, memory, run, where, tmp_path, model):
+        memory("remember", "Miez is a cat")
+        run("memory", "reembed", "--embedder", model, *where)
+        for arguments, code, said in (
+            (("--embedder", "none", *where), 2, "there is no embedder to make vectors"),
+            (("--embedder", "fast", *where), 2, "'fast': accepted are auto, none, minilm, sentence-tr"),
+            (("--embedder", f"hidden-states:{tmp_path / 'no'}", *where), 2, "--embedder hidden-states:"),
+            (("--embedder", model, "--directory", tmp_path / "no"), 2, "no such directory"),
+        ):
+            exited, _, told = run("memory", "reembed", *arguments)
+            assert exited == code, told
+            assert said in told
+        if minilm.is_installed():
+            exited, _, told = run("memory", "recall", "cat", "--user", "ana", *where)
+            assert exited == 1
+            assert "`stratakv memory reembed` makes the vectors anew" in told.replace("\n", " ")

@@ -194,7 +194,7 @@ def test_one_embedder_for_all(place, embedder):
         pytest.raises(ValueError, match=r"gave shape \(1, 2\), expected \(1, 3\)"),
     ):
         memory.recall("x", user="ana")
-    with pytest.raises(ValueError, match="embedder='fast': accepted are 'auto'"):
+    with pytest.raises(ValueError, match="embedder='fast': accepted are 'auto', 'none'"):
         Engram.open(place, embedder="fast")
 
 

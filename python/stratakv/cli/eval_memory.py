@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratakv.cli import options
+from stratakv.cli.embedders import add_embedder_option, embedder_of
 from stratakv.cli.errors import UsageError
 from stratakv.cli.output import Output, format_count, table
 from stratakv.eval.conversations import FORMATS, Conversation, Said, read_conversations, shares
@@ -46,12 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=options.positive, metavar="N", help="the first conversations of the file only"
     )
-    parser.add_argument(
-        "--embedder",
-        choices=("auto", "none"),
-        default="auto",
-        help="auto makes vectors where the offline embedder is installed; none finds by words alone",
-    )
+    add_embedder_option(parser)
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="write the result as JSON"
     )
@@ -74,7 +70,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     except ValueError as error:
         raise UsageError(str(error), f"--format is one of {', '.join(FORMATS)}") from None
     results: list[dict[str, Any]] = []
-    embedder: Any = None if args.embedder == "none" else "auto"
+    embedder = embedder_of(args.embedder)
     for number, conversation in enumerate(conversations, 1):
         with (
             tempfile.TemporaryDirectory() as scratch,
@@ -82,7 +78,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
             Engram.open(scratch, embedder=embedder, durable=False) as memory,
         ):
             results.extend(examine(memory, conversation, args.k))
-            embedder = memory.embedder  # loaded once
     if not results:
         raise UsageError(f"{args.file} has no question with evidence", "give another FILE")
     summary = _summary(results, args.k)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratakv import sizes
 from stratakv.cli import options
+from stratakv.cli.embedders import add_embedder_option, embedder_of
 from stratakv.cli.errors import CommandError, UsageError
 from stratakv.cli.output import Output, format_age, format_count, table
 from stratakv.cli.paths import check_directory, check_output
@@ -26,7 +27,7 @@ __all__ = ["configure", "open_memory", "place_of", "run"]
 DEFAULT_DIRECTORY = "memory"
 KINDS = ("instruction", "identity", "preference", "decision", "person", "project", "event", "note")
 # Actions that make vectors, and so open the memory with its embedder; and those that make a directory.
-EMBEDDING = frozenset({"remember", "recall", "import", "export", "serve"})
+EMBEDDING = frozenset({"remember", "recall", "import", "export", "serve", "reembed"})
 CREATING = frozenset({"remember", "import", "serve"})
 
 
@@ -49,15 +50,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
             help="keep them in PostgreSQL instead, as postgresql://user@host/name; --directory then has the "
             "audit log, and turns that wait",
         )
-        if name not in ("erase", "import", "serve", "audit"):
+        if name not in ("erase", "import", "serve", "audit", "reembed"):
             _add_scope_options(action, whole=name in ("history", "export", "profile"))
         if name in EMBEDDING:
-            action.add_argument(
-                "--embedder",
-                choices=("auto", "none"),
-                default="auto",
-                help="auto makes vectors where the offline embedder is installed; none finds by words alone",
-            )
+            add_embedder_option(action)
         options.add_json_option(action)
         # Also after the action; SUPPRESS keeps the outer parser's value.
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -72,10 +68,18 @@ def run(args: argparse.Namespace, out: Output) -> int:
             from stratakv.cli.memory_serve import serve
 
             return serve(args, out)
+        if args.action == "reembed":
+            from stratakv.cli.memory_reembed import reembed
+
+            return reembed(args, out)
         with open_memory(args, out) as memory:
             return _ACTIONS[args.action](memory, args, out)
     except SettingsMismatchError as error:
-        raise CommandError(str(error), "--embedder none opens it, to be found by words") from error
+        raise CommandError(
+            str(error),
+            "--embedder names the first; --embedder none opens it, to be found by words; `stratakv memory "
+            "reembed` makes the vectors anew",
+        ) from error
     except StrataError:
         raise
     except ValueError as error:  # what an argument, or a line of a file, has to be
@@ -100,7 +104,7 @@ def open_memory(
             f"no such directory: {args.directory}",
             "`stratakv memory remember` makes it; --directory names the one that the memories are in",
         )
-    embeds = args.action in EMBEDDING and args.embedder == "auto"
+    embeds = args.action in EMBEDDING
     policy = Policy(**dict(getattr(args, "policy", None) or ()))
     with warnings.catch_warnings():
         if args.action not in EMBEDDING:
@@ -109,7 +113,7 @@ def open_memory(
             memory = AssistantMemory.open(
                 args.directory if in_files else args.database,
                 directory=None if in_files else args.directory,
-                embedder="auto" if embeds else None,
+                embedder=embedder_of(args.embedder) if embeds else None,
                 policy=policy,
                 background=background,
             )
@@ -136,6 +140,11 @@ def _configure_writing(actions: Any) -> None:
     import_ = actions.add_parser("import", help="add what `export` wrote")
     import_.add_argument("file")
     _add_policy_option(import_)
+    reembed = actions.add_parser(
+        "reembed",
+        help="make all vectors anew, by another embedder or where they are missing; goes on where it was",
+    )
+    options.add_progress_option(reembed)
     serve = actions.add_parser("serve", help="a Model Context Protocol server on stdin and stdout")
     serve.add_argument("--user", type=options.name, required=True, help="whose memories it serves")
     serve.add_argument("--agent", type=options.name, help="whose in particular")

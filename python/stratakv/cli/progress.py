@@ -54,13 +54,14 @@ class Tiers:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One moment of a prefill. `rate` is in tokens per second, 0 while unknown."""
+    """One moment of a long work. `rate` is in units per second, 0 while unknown."""
 
     label: str
     done: int
     total: int
     rate: float
     tiers: Tiers | None = None
+    unit: str = "tokens"
 
     @property
     def eta_seconds(self) -> float | None:
@@ -101,7 +102,7 @@ def render(
     percent = int(100 * snapshot.done / max(snapshot.total, 1))
     filled = BAR_WIDTH * snapshot.done // max(snapshot.total, 1)
     bar = glyphs.full * filled + glyphs.empty * (BAR_WIDTH - filled)
-    count = f"{format_count(snapshot.done)}/{format_count(snapshot.total)} tokens"
+    count = f"{format_count(snapshot.done)}/{format_count(snapshot.total)} {snapshot.unit}"
     parts = [f"{snapshot.label:<8}", bar, f"{percent:3d}%", count, *_speed(snapshot)]
     lines = [_fit(parts, columns)]
     if snapshot.tiers is not None:
@@ -113,7 +114,7 @@ def render(
 
 def render_plain(snapshot: Snapshot) -> str:
     """One line without control characters, for logs."""
-    count = f"{format_count(snapshot.done)}/{format_count(snapshot.total)} tokens"
+    count = f"{format_count(snapshot.done)}/{format_count(snapshot.total)} {snapshot.unit}"
     parts = [f"{snapshot.label} {count}", *_speed(snapshot)]
     if snapshot.tiers is not None:
         parts.append(snapshot.tiers.describe())
@@ -135,7 +136,7 @@ def tier_bar(tiers: Tiers, *, style: Style, glyphs: Glyphs = UNICODE, width: int
 
 
 class Progress:
-    """Shows how far a prefill is. Also a context manager: leaving it clears the live lines.
+    """Shows how far a long work is. Also a context manager: leaving it clears the live lines.
 
     `show` True or False is the user's choice; None means on a terminal only.
     """
@@ -147,12 +148,14 @@ class Progress:
         label: str,
         total: int,
         done: int = 0,
+        unit: str = "tokens",
         show: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stream = stream
         self.label = label
         self.total = total
+        self.unit = unit
         self.live = stream.isatty() and show is not False
         self.enabled = self.live or bool(show)
         self.style = Style.of(stream)
@@ -169,7 +172,7 @@ class Progress:
         self.clear()
 
     def update(self, done: int, tiers: Tiers | None = None) -> None:
-        """Takes note of `done` tokens and redraws if it is time."""
+        """Takes note of what is done and redraws if it is time."""
         now = self.clock()
         self.samples.append((now, done))
         if not self.enabled:
@@ -178,7 +181,7 @@ class Progress:
         if self.last_write is not None and now - self.last_write < every and done < self.total:
             return
         self.last_write = now
-        snapshot = Snapshot(self.label, done, self.total, self._rate(), tiers)
+        snapshot = Snapshot(self.label, done, self.total, self._rate(), tiers, self.unit)
         if self.live:
             self._redraw(snapshot)
         else:
@@ -208,7 +211,7 @@ def _speed(snapshot: Snapshot) -> list[str]:
     eta = snapshot.eta_seconds
     if eta is None:
         return []
-    rate = f"{format_count(round(snapshot.rate))} tokens/s"
+    rate = f"{format_count(round(snapshot.rate))} {snapshot.unit}/s"
     return [rate, f"{format_seconds(eta)} left"] if snapshot.done < snapshot.total else [rate]
 
 

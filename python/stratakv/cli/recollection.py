@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratakv.cli.errors import explain
 from stratakv.cli.output import Output
-from stratakv.engram import AssistantMemory
+from stratakv.engram import AssistantMemory, Embedder
 from stratakv.engram.assistant import PROFILE_TOKENS
 from stratakv.engram.memory import Memory
 from stratakv.errors import RefusedError
@@ -30,12 +30,22 @@ class Recollection:
         directory: the memories'.
         user: whose.
         session: the conversation's name.
+        embedder: what makes the memories' vectors.
         whole_tokens: how long recalled memories may be in a turn that are put whole, because they are longer
             than a line.
         out: told what is not remembered.
     """
 
-    def __init__(self, directory: str, *, user: str, session: str, whole_tokens: int, out: Output) -> None:
+    def __init__(
+        self,
+        directory: str,
+        *,
+        user: str,
+        session: str,
+        embedder: Embedder | None,
+        whole_tokens: int,
+        out: Output,
+    ) -> None:
         self.out = out
         self.shown: list[int] = []  # numbers of what was put before the last text
         self._whole_tokens = whole_tokens
@@ -44,7 +54,7 @@ class Recollection:
         self._known: set[int] = set()
         self._profile = ""
         with out.busy("opening the memory"):
-            self._memory = AssistantMemory.open(directory)
+            self._memory = AssistantMemory.open(directory, embedder=embedder)
 
     def __enter__(self) -> Recollection:
         return self

@@ -2,12 +2,18 @@
 
 from stratakv.engram.assistant import AssistantMemory, Observed
 from stratakv.engram.context import Context, Profile, note_of
-from stratakv.engram.embedders import Embedder, FunctionEmbedder
+from stratakv.engram.embedders import (
+    Embedder,
+    FunctionEmbedder,
+    HiddenStateEmbedder,
+    MiniLM,
+    SentenceTransformerEmbedder,
+    embedder_named,
+)
 from stratakv.engram.engram import Engram
 from stratakv.engram.facts import Extracted, Extractor, Fact
 from stratakv.engram.files import FileCommandError, MemoryFiles
 from stratakv.engram.memory import Memory, Recalled, Scope
-from stratakv.engram.minilm import MiniLM
 from stratakv.engram.model_extractor import ModelExtractor
 from stratakv.engram.policy import Policy
 from stratakv.engram.rules import RuleExtractor
@@ -22,6 +28,7 @@ __all__ = [
     "Fact",
     "FileCommandError",
     "FunctionEmbedder",
+    "HiddenStateEmbedder",
     "Memory",
     "MemoryFiles",
     "MiniLM",
@@ -32,5 +39,7 @@ __all__ = [
     "Recalled",
     "RuleExtractor",
     "Scope",
+    "SentenceTransformerEmbedder",
+    "embedder_named",
     "note_of",
 ]

@@ -116,7 +116,7 @@ class AssistantMemory(Engram):
         path: str | os.PathLike[str],
         *,
         directory: str | os.PathLike[str] | None = None,
-        embedder: Embedder | Literal["auto"] | None = "auto",
+        embedder: Embedder | str | None = "auto",
         durable: bool = True,
         policy: Policy | None = None,
         extractor: Extractor | Literal["rules"] | None = "rules",

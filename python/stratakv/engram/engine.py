@@ -92,3 +92,22 @@ class Shared(Protocol):
 
     def change(self, user: str) -> int:
         """A number that is another one after every write of a user's memories."""
+
+
+class Reembedding(Protocol):
+    """All vectors of a place made anew: texts are asked for and their vectors given, until there are none."""
+
+    def progress(self) -> tuple[int, int]:
+        """How many memories have their new vectors, of all that are to get one."""
+
+    def texts(self, limit: int) -> builtins.list[str]:
+        """The next texts to embed, `limit` at most; none when all have been."""
+
+    def give(self, vectors: Any) -> None:
+        """Takes the vectors, float32 (N, D), of the texts that were given out last, durably."""
+
+    def finish(self) -> bool:
+        """Makes the new vectors those of the place; False where memories came meanwhile, and go on then."""
+
+    def close(self) -> None:
+        """Stops, here or after the end; what was given is kept. Closing twice is no error."""

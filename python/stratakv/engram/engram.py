@@ -9,15 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from stratakv.engram import minilm, transfer
+from stratakv.engram import transfer
 from stratakv.engram.beside import Beside
 from stratakv.engram.drafts import draft_of, one_for_each
-from stratakv.engram.embedders import Embedder, embed
+from stratakv.engram.embedders import Embedder, embed, embed_query, embedder_named
 from stratakv.engram.engine import Draft, Engine, When
 from stratakv.engram.memory import Memory, Recalled, Scope
 from stratakv.engram.places import is_url, open_engine
+from stratakv.engram.reembed import reembed
 from stratakv.engram.threads import in_thread
 from stratakv.engram.times import to_ms
 from stratakv.engram.tokens import count_tokens, within
@@ -49,7 +50,7 @@ class Engram:
         cls,
         path: str | os.PathLike[str],
         *,
-        embedder: Embedder | Literal["auto"] | None = "auto",
+        embedder: Embedder | str | None = "auto",
         durable: bool = True,
     ) -> Engram:
         """Opens memories, making a directory, or the tables of a database, where they are missing.
@@ -57,23 +58,20 @@ class Engram:
         Args:
             path: the directory, private to its owner; or the address of a PostgreSQL database with pgvector,
                 "postgresql://user@host/database".
-            embedder: what makes vectors. "auto" is `MiniLM` where its wheel is installed, else None:
-                memories are found by their words alone then.
+            embedder: what makes vectors, itself or by its name (`embedder_named`). "auto" is `MiniLM` where
+                its wheel is installed, else None: memories are found by their words alone then.
             durable: whether a call that remembers comes back only when a power cut can't undo it.
 
         Raises:
             LockedError: another process has the directory open.
-            SettingsMismatchError: its vectors are another embedder's.
+            SettingsMismatchError: its vectors are another embedder's; `Engram.reembed` makes them anew.
             DatabaseError: the database can't be used; the message says what to do.
-            NotInstalledError: with an address, where `stratakv[postgres]` is not installed.
+            NotInstalledError: with an address, where `stratakv[postgres]` is not installed; what the embedder
+                needs is not.
+            OSError: the embedder's model is not there.
             ValueError: another `embedder` text, or an address that is none.
         """
-        if isinstance(embedder, str):
-            if embedder != "auto":
-                raise ValueError(f"embedder={embedder!r}: accepted are 'auto', None, or an Embedder")
-            chosen: Embedder | None = minilm.MiniLM() if minilm.is_installed() else None
-        else:
-            chosen = embedder
+        chosen = embedder_named(embedder) if isinstance(embedder, str) else embedder
         identity = None if chosen is None else (chosen.identity, chosen.dimension)
         engine = open_engine(path, embedder=identity, durable=durable)
         if chosen is None and engine.embedder is not None:
@@ -84,6 +82,38 @@ class Engram:
                 stacklevel=2,
             )
         return cls(engine, chosen, Beside(None if is_url(path) else Path(path).expanduser().resolve()))
+
+    @staticmethod
+    def reembed(
+        path: str | os.PathLike[str],
+        *,
+        embedder: Embedder | str,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> int:
+        """Makes the vectors of all memories in a place anew; how many.
+
+        With the embedder that they are stored with, those that are missing are made. Until it is done, the
+        place is what it was. It may be interrupted, and goes on from there with the same embedder; with the
+        stored one, what another had begun is given up. Nobody has a directory open meanwhile; of a database
+        anybody may use the memories, and whoever does has to open them again when it is done.
+
+        Args:
+            path: as `Engram.open`, but of memories that exist.
+            embedder: what makes the vectors, itself or by its name (`embedder_named`).
+            progress: called with the memories that are done and all that there are.
+
+        Raises:
+            LockedError: a process has the directory open.
+            DatabaseError: the database can't be used, or another process is making its vectors anew.
+            FileNotFoundError: there is no such directory.
+            NotInstalledError: what the embedder, or the database, needs is not installed.
+            OSError: the embedder's model is not there.
+            ValueError: no embedder, or one that is not accepted; an address that is none.
+        """
+        chosen = embedder_named(embedder) if isinstance(embedder, str) else embedder
+        if chosen is None:
+            raise ValueError(f"embedder={embedder!r} is none: pass what makes the vectors")
+        return reembed(path, chosen, progress)
 
     @property
     def embedder(self) -> Embedder | None:
@@ -195,7 +225,7 @@ class Engram:
         if k is not None and tokens is not None:
             raise ValueError("pass k or tokens, not both")
         scope = Scope(user=user, agent=agent, project=project, session=session)
-        vector = None if self._embedder is None else embed(self._embedder, [query])
+        vector = None if self._embedder is None else embed_query(self._embedder, query)
         default = 5 if tokens is None else BUDGET_CANDIDATES
         when = (to_ms(as_of, name="as_of"), to_ms(known_at, name="known_at"), False)
         hits = self._engine.recall(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from stratakv import _native
-from stratakv.engram.engine import Engine
+from stratakv.engram.engine import Engine, Reembedding
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
@@ -29,6 +29,26 @@ def open_engine(place: str | os.PathLike[str], *, embedder: tuple[str, int] | No
     from stratakv.engram.postgres import PostgresEngine  # noqa: PLC0415  # of an extra
 
     return PostgresEngine.open(str(place), embedder=embedder, durable=durable)
+
+
+def open_reembedding(place: str | os.PathLike[str], *, embedder: tuple[str, int]) -> Reembedding:
+    """What makes the vectors of a directory or a database anew.
+
+    Raises:
+        LockedError: another process has the directory open.
+        DatabaseError: the database can't be used, or another process is at it.
+        FileNotFoundError: there is no such directory.
+        NotInstalledError: what speaks with the database is not installed.
+        ValueError: an address or an embedder that is not accepted.
+    """
+    if not is_url(place):
+        directory = Path(place).expanduser()
+        if not directory.is_dir():
+            raise FileNotFoundError(f"no such directory: {place}")
+        return _native.Reembedding(directory, embedder=embedder)
+    from stratakv.engram.postgres import PostgresReembedding  # noqa: PLC0415  # of an extra
+
+    return PostgresReembedding.open(str(place), embedder=embedder)
 
 
 def home_of(

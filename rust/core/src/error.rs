@@ -114,7 +114,7 @@ pub enum Error {
     /// Memories whose vectors another embedder made.
     #[error(
         "the memories in {path} were embedded by {stored}, not by {given}: vectors of two embedders do not compare; \
-         open them with the first"
+         open them with the first, or embed them anew: `stratakv memory reembed`, `Engram.reembed`"
     )]
     EmbedderMismatch {
         /// The directory.

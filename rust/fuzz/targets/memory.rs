@@ -72,7 +72,7 @@ fn disk_with(log: &[u8]) -> Option<MemoryDisk> {
     let name = disk.list("users").ok()?.into_iter().find(|entry| entry.name.ends_with("log"))?.name;
     disk.remove(&name).ok()?;
     let file = disk.open(&name, Access::Create, Usage::Metadata).ok()?;
-    let head = LogHead { generation: GENERATION, next_id: 1, user: "ana".into() }.encode();
+    let head = LogHead { generation: GENERATION, next_id: 1, user: "ana".into(), revision: 0 }.encode();
     file.write_at(&[&head, log], 0).ok()?;
     Some(disk)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use stratakv_core::memory::{self, BM25_B, BM25_K1, FOREVER, Found, Prepared, Query, WINDOW};
+use stratakv_core::memory::{self, BM25_B, BM25_K1, FOREVER, Found, HAS_VECTOR, Prepared, Query, WINDOW};
 
 use crate::engram::{DraftParts, ScopeParts, drafts_of, rows_of, scope_of, tell_signals, weights_of};
 use crate::enter::enter;
@@ -28,6 +28,8 @@ impl Question {
     const BM25_B: f32 = BM25_B;
     #[classattr]
     const WINDOW: [u32; 4] = WINDOW;
+    #[classattr]
+    const HAS_VECTOR: u32 = HAS_VECTOR;
 
     #[new]
     #[pyo3(signature = (*, text=None, vector=None, k, weights=None, authors, dimension=None))]

@@ -14,6 +14,7 @@ mod error;
 mod kv_cache;
 mod lock;
 mod policy;
+mod reembed;
 mod rows;
 mod store;
 mod streams;
@@ -36,6 +37,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<kv_cache::KvCache>()?;
     module.add_class::<policy::Policy>()?;
     module.add_class::<engram::Engram>()?;
+    module.add_class::<reembed::Reembedding>()?;
     module.add_class::<rows::RowFile>()?;
     module.add_class::<lock::DirectoryLock>()?;
     error::register(module)?;

@@ -6,5 +6,6 @@ The invariant: every statement about memories names their owner, and the scopes 
 """
 
 from stratakv.engram.postgres.engine import PostgresEngine
+from stratakv.engram.postgres.reembed import PostgresReembedding
 
-__all__ = ["PostgresEngine"]
+__all__ = ["PostgresEngine", "PostgresReembedding"]

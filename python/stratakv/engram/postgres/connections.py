@@ -119,5 +119,10 @@ class Connections:
             raise ValueError("these memories are closed")
 
     def _configure(self, connection: Connection) -> None:
-        connection.execute(_SETTINGS, ("on" if self._durable else "off",))
-        pgvector.psycopg.register_vector(connection)
+        configure(connection, durable=self._durable)
+
+
+def configure(connection: Connection, *, durable: bool) -> None:
+    """Makes a connection to a database whose tables are there one that finds them."""
+    connection.execute(_SETTINGS, ("on" if durable else "off",))
+    pgvector.psycopg.register_vector(connection)

@@ -25,6 +25,7 @@ class Covered:
         window_words: of their windows, in units.
         authors: who said something, each once.
         now: the server's time, in milliseconds since 1970.
+        embedder: what made the vectors that are there.
     """
 
     user: str
@@ -35,6 +36,7 @@ class Covered:
     window_words: float
     authors: Sequence[str]
     now: int
+    embedder: tuple[str, int] | None
 
     @classmethod
     def of(cls, cursor: Cursor, scope: ScopeParts) -> Covered:
@@ -47,7 +49,8 @@ class Covered:
         names = dict(zip(("user", "agent", "project", "session"), scope, strict=True))
         row = cursor.execute(queries.COVERED, names).fetchone()
         assert row is not None
-        return cls(scope[0], *row)
+        embedder = None if row[-2] is None else (row[-2], row[-1])
+        return cls(scope[0], *row[:-2], embedder=embedder)
 
     def named(self) -> dict[str, Any]:
         """As all statements name it."""

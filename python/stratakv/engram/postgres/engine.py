@@ -64,7 +64,7 @@ class PostgresEngine:
         if not drafts:
             return []
         with self._connections.writing() as cursor:
-            return writing.remember(cursor, scope, drafts, vectors, self._dimension)
+            return writing.remember(cursor, scope, drafts, vectors, self._embedder)
 
     def recall(
         self,
@@ -79,6 +79,8 @@ class PostgresEngine:
         """The best `k`: memory, score and signals; `vector` is float32 (1, D)."""
         with self._connections.reading() as cursor:
             covered = Covered.of(cursor, scope)
+            if vector is not None:
+                reading.check_embedder(self._embedder, covered.embedder)
             question = _native.Question(
                 text=text,
                 vector=vector,

@@ -95,6 +95,9 @@ def vacuum(cursor: Cursor) -> None:
     Others go on meanwhile. Rows that a transaction of theirs may still see stay until the next time.
     """
     cursor.execute("VACUUM (INDEX_CLEANUP ON) memories, words, vectors")
+    # Where vectors are being made anew.
+    if cursor.execute("SELECT to_regclass('next_vectors')").fetchone() != (None,):
+        cursor.execute("VACUUM (INDEX_CLEANUP ON) next_vectors")
 
 
 def _erase(cursor: Cursor, covered: Covered, ids: list[int]) -> int:

@@ -13,7 +13,8 @@ _SQL = psycopg.sql.SQL
 # Milliseconds since 1970 by the server's clock, the same for all who write and read.
 NOW = _SQL("(extract(epoch FROM statement_timestamp()) * 1000)::bigint")
 
-# The owner; of the scopes that are covered the numbers, sums of what they hold, and who said something.
+# The owner; of the scopes that are covered the numbers, sums of what they hold, and who said something; the
+# embedder.
 COVERED = _SQL("""
 WITH covered AS (
     SELECT scopes.*
@@ -29,7 +30,9 @@ SELECT coalesce(max(owner), 0),
        coalesce(sum(words), 0)::float8,
        coalesce(sum(window_words), 0)::float8,
        ARRAY(SELECT DISTINCT unnest(authors) FROM covered),
-       {now}
+       {now},
+       (SELECT embedder FROM settings),
+       (SELECT dimension FROM settings)
 FROM covered
 """).format(now=NOW)
 

@@ -12,8 +12,9 @@ from stratakv.engram.postgres import queries
 from stratakv.engram.postgres.connections import Cursor
 from stratakv.engram.postgres.covered import Covered
 from stratakv.engram.postgres.driver import pgvector, psycopg
+from stratakv.engram.postgres.schema import named
 from stratakv.engram.postgres.windows import STEPS, UNIT, UNITS, directions
-from stratakv.errors import MemoryNotFoundError
+from stratakv.errors import MemoryNotFoundError, SettingsMismatchError
 
 
 def some(cursor: Cursor, covered: Covered, ids: list[int]) -> list[Told]:
@@ -75,6 +76,18 @@ def rated(
     rows = cursor.execute(queries.RATED, asked | covered.named() | covered.present(when)).fetchall()
     ranked = question.rank([row[1:] for row in rows])
     return [(rows[index][0], score, signals) for index, score, signals in ranked]
+
+
+def check_embedder(ours: tuple[str, int] | None, stored: tuple[str, int] | None) -> None:
+    """Refuses vectors of one embedder where those that are stored are another's.
+
+    Raises:
+        SettingsMismatchError: they are: somebody made them anew.
+    """
+    if stored is not None and ours != stored:
+        raise SettingsMismatchError(
+            f"the memories were meanwhile embedded anew by {named(stored)}: open them again, with that one"
+        )
 
 
 def not_found(covered: Covered, id: int) -> MemoryNotFoundError:

@@ -132,7 +132,7 @@ def prepare(address: Address, embedder: tuple[str, int] | None) -> tuple[str, in
         ValueError: an embedder that is not accepted.
     """
     if embedder is not None:
-        _check(*embedder)
+        check(*embedder)
     with connected(address) as connection, connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         _make_extension(connection, address)
@@ -140,7 +140,12 @@ def prepare(address: Address, embedder: tuple[str, int] | None) -> tuple[str, in
         return _agree(connection, address, embedder)
 
 
-def _check(identity: str, dimension: int) -> None:
+def check(identity: str, dimension: int) -> None:
+    """Refuses an embedder that can't be stored.
+
+    Raises:
+        ValueError: the identity is too long, or the dimension too large.
+    """
     if not 1 <= len(identity.encode()) <= IDENTITY_BYTES_MAX or not 1 <= dimension <= DIMENSION_MAX:
         raise ValueError(
             f"an embedder has an identity of 1 to {IDENTITY_BYTES_MAX} bytes and, in PostgreSQL, a dimension "
@@ -168,13 +173,13 @@ def _make_extension(connection: Connection, address: Address) -> None:
             "package on the server, and then ALTER EXTENSION vector UPDATE"
         )
     if installed is None:
-        with _permitted(address, "CREATE EXTENSION vector"):
+        with permitted(address, "CREATE EXTENSION vector"):
             connection.execute("CREATE EXTENSION vector")
 
 
 def _make_tables(connection: Connection, address: Address) -> None:
     if connection.execute("SELECT to_regclass('stratakv.settings')").fetchone() == (None,):
-        with _permitted(address, "GRANT CREATE ON DATABASE ... TO ..."):
+        with permitted(address, "GRANT CREATE ON DATABASE ... TO ..."):
             _make(connection)
         return
     row = connection.execute("SELECT version FROM stratakv.settings").fetchone()
@@ -198,21 +203,28 @@ def _make(connection: Connection) -> None:
 
 def _agree(connection: Connection, address: Address, given: tuple[str, int] | None) -> tuple[str, int] | None:
     """What is there and what is asked for, as one; stored where it is new."""
-    row = connection.execute("SELECT embedder, dimension FROM stratakv.settings").fetchone()
-    assert row is not None
-    stored = None if row[0] is None else (str(row[0]), int(row[1]))
+    stored = embedder_of(connection)
     if given is None or stored == given:
         return stored
     if stored is not None:
         raise SettingsMismatchError(
-            f"the memories in {address.shown} were embedded by {_named(stored)}, not by {_named(given)}: "
-            "vectors of two embedders do not compare; open them with the first"
+            f"the memories in {address.shown} were embedded by {named(stored)}, not by {named(given)}: "
+            "vectors of two embedders do not compare; open them with the first, or embed them anew: "
+            "`stratakv memory reembed`, `Engram.reembed`"
         )
     connection.execute("UPDATE stratakv.settings SET embedder = %s, dimension = %s", given)
     return given
 
 
-def _named(embedder: tuple[str, int]) -> str:
+def embedder_of(connection: Connection) -> tuple[str, int] | None:
+    """What made the vectors of a database that has the tables."""
+    row = connection.execute("SELECT embedder, dimension FROM stratakv.settings").fetchone()
+    assert row is not None
+    return None if row[0] is None else (str(row[0]), int(row[1]))
+
+
+def named(embedder: tuple[str, int]) -> str:
+    """An embedder, for a message."""
     identity, dimension = embedder
     return f'"{identity}" ({dimension} elements)'
 
@@ -222,8 +234,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _permitted(address: Address, needed: str) -> Iterator[None]:
-    """Says who has to do what, where the user may not."""
+def permitted(address: Address, needed: str) -> Iterator[None]:
+    """Says who has to do what, where the user may not.
+
+    Raises:
+        DatabaseError: it was refused.
+    """
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:

@@ -18,7 +18,7 @@ from stratakv.engram.postgres import queries, sessions
 from stratakv.engram.postgres.connections import Cursor
 from stratakv.engram.postgres.covered import Covered
 from stratakv.engram.postgres.driver import psycopg
-from stratakv.engram.postgres.reading import not_found
+from stratakv.engram.postgres.reading import check_embedder, not_found
 
 _SQL = psycopg.sql.SQL
 
@@ -26,8 +26,11 @@ _SQL = psycopg.sql.SQL
 _TAKE = _SQL("""
 INSERT INTO users (name, next_id) VALUES (%(user)s, 1 + %(count)s)
 ON CONFLICT (name) DO UPDATE SET next_id = users.next_id + %(count)s, change = nextval('changes')
-RETURNING owner, next_id - %(count)s, {now}
+RETURNING owner, next_id - %(count)s, {now},
+    (SELECT embedder FROM settings), (SELECT dimension FROM settings)
 """).format(now=queries.NOW)
+# Before it is asked whose vectors there are: whoever puts others in their place waits, or has done so.
+_LOCK_VECTORS = "LOCK TABLE vectors IN ROW EXCLUSIVE MODE"
 _LOCK = "UPDATE users SET change = nextval('changes') WHERE name = %s"
 
 _FIND_SCOPE = """
@@ -118,18 +121,28 @@ def locked(cursor: Cursor, scope: ScopeParts) -> Covered:
 
 
 def remember(
-    cursor: Cursor, scope: ScopeParts, drafts: Sequence[Draft], vectors: Any | None, dimension: int | None
+    cursor: Cursor,
+    scope: ScopeParts,
+    drafts: Sequence[Draft],
+    vectors: Any | None,
+    embedder: tuple[str, int] | None,
 ) -> list[int]:
-    """Stores drafts with their vectors (N, D); their numbers.
+    """Stores drafts with their vectors (N, D) by an embedder; their numbers.
 
     Raises:
         MemoryNotFoundError: one to supersede is not covered.
+        SettingsMismatchError: the vectors there are another embedder's.
         ValueError: one is not accepted, or supersedes what was superseded.
     """
     _native.check_scope(scope)
+    if vectors is not None:
+        cursor.execute(_LOCK_VECTORS)
     taken = cursor.execute(_TAKE, {"user": scope[0], "count": len(drafts)}).fetchone()
     assert taken is not None
-    owner, first, now = taken
+    owner, first, now, *stored = taken
+    if vectors is not None:
+        check_embedder(embedder, None if stored[0] is None else (stored[0], stored[1]))
+    dimension = None if embedder is None else embedder[1]
     prepared = _native.prepare_memories(scope, list(drafts), vectors, now=now, dimension=dimension)
     _check_texts(drafts)
     homes = _homes(cursor, scope, owner, range(first, first + len(drafts)), drafts)

@@ -44,6 +44,8 @@ pub struct LogHead {
     pub next_id: u64,
     /// Whose memories these are.
     pub user: String,
+    /// Of which [`Embedding`] its vectors are.
+    pub revision: u32,
 }
 
 impl LogHead {
@@ -51,7 +53,7 @@ impl LogHead {
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer(Vec::with_capacity(LOG_RECORDS_AT as usize));
         writer.raw(LOG_MAGIC).u32(FORMAT_VERSION).u32(0).u64(self.generation).u64(self.next_id);
-        writer.blob(self.user.as_bytes());
+        writer.blob(self.user.as_bytes()).u32(self.revision);
         twice(writer.0)
     }
 
@@ -61,25 +63,50 @@ impl LogHead {
     /// What is wrong with the first, where both are damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
         either(bytes, *LOG_MAGIC, |reader| {
-            Ok(Self { generation: reader.u64()?, next_id: reader.u64()?, user: reader.text()? })
+            let (generation, next_id) = (reader.u64()?, reader.u64()?);
+            Ok(Self { generation, next_id, user: reader.text()?, revision: reader.u32()? })
         })
+    }
+}
+
+/// What makes vectors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Embedding {
+    /// What made the vectors, and their elements; `None` until the first embedder comes.
+    pub embedder: Option<(String, u32)>,
+    /// Its number: a larger one each time that all vectors are made anew. Logs say of which they are.
+    pub revision: u32,
+}
+
+impl Embedding {
+    fn encode(&self, writer: &mut Writer) {
+        let (identity, dimension) = self.embedder.as_ref().map_or(("", 0), |(name, size)| (name, *size));
+        writer.u32(dimension).u32(self.revision).blob(identity.as_bytes());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Flaw> {
+        let (dimension, revision) = (reader.u32()?, reader.u32()?);
+        let identity = reader.text()?;
+        Ok(Self { embedder: (dimension > 0).then_some((identity, dimension)), revision })
     }
 }
 
 /// What all memories of a directory share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemorySettings {
-    /// What made the vectors, and their elements; `None` until the first embedder comes.
-    pub embedder: Option<(String, u32)>,
+    /// What made the vectors.
+    pub now: Embedding,
+    /// What is making them anew.
+    pub next: Option<Embedding>,
 }
 
 impl MemorySettings {
     /// Both copies.
     pub fn encode(&self) -> Vec<u8> {
-        let (identity, dimension) = self.embedder.as_ref().map_or(("", 0), |(name, size)| (name, *size));
         let mut writer = Writer(Vec::with_capacity(LOG_RECORDS_AT as usize));
-        writer.raw(SETTINGS_MAGIC).u32(FORMAT_VERSION).u32(0).u32(dimension).u32(0);
-        writer.blob(identity.as_bytes());
+        writer.raw(SETTINGS_MAGIC).u32(FORMAT_VERSION).u32(0);
+        self.now.encode(&mut writer);
+        self.next.clone().unwrap_or_default().encode(&mut writer);
         twice(writer.0)
     }
 
@@ -89,9 +116,8 @@ impl MemorySettings {
     /// What is wrong with the first, where both are damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
         either(bytes, *SETTINGS_MAGIC, |reader| {
-            let (dimension, _reserved) = (reader.u32()?, reader.u32()?);
-            let identity = reader.text()?;
-            Ok(Self { embedder: (dimension > 0).then_some((identity, dimension)) })
+            let (now, next) = (Embedding::decode(reader)?, Embedding::decode(reader)?);
+            Ok(Self { now, next: next.embedder.is_some().then_some(next) })
         })
     }
 }
@@ -317,15 +343,19 @@ mod tests {
         #[test]
         fn everything_reads_back(
             stored in stored(), id in any::<u64>(), generation in any::<u64>(), offset in any::<u64>(),
-            user in ".{0,64}",
+            user in ".{0,64}", revision in any::<u32>(),
         ) {
             let record = Record::Memory { id, stored };
             prop_assert_eq!(&read(&record.encode(generation, offset), generation, offset).unwrap(), &record);
             let record = Record::End { id, valid_to: 5, recorded: -7 };
             prop_assert_eq!(&read(&record.encode(generation, offset), generation, offset).unwrap(), &record);
-            let settings = MemorySettings { embedder: Some((user.clone(), 7)) };
-            prop_assert_eq!(MemorySettings::decode(&settings.encode()).unwrap(), settings);
-            let head = LogHead { generation, next_id: id, user };
+            let now = Embedding { embedder: Some((user.clone(), 7)), revision };
+            let next = Embedding { embedder: Some((user.repeat(2), 9)), revision: !revision };
+            for next in [None, Some(next)] {
+                let settings = MemorySettings { now: now.clone(), next };
+                prop_assert_eq!(MemorySettings::decode(&settings.encode()).unwrap(), settings);
+            }
+            let head = LogHead { generation, next_id: id, user, revision };
             prop_assert_eq!(LogHead::decode(&head.encode()).unwrap(), head);
         }
 
@@ -349,7 +379,7 @@ mod tests {
 
         #[test]
         fn a_damaged_head_has_a_second_copy(at in 0..2 * LOG_HEAD_BYTES, bit in 0..8) {
-            let head = LogHead { generation: 1, next_id: 2, user: "ana".into() };
+            let head = LogHead { generation: 1, next_id: 2, user: "ana".into(), revision: 3 };
             let mut bytes = head.encode();
             bytes[at] ^= 1_u8 << bit;
             prop_assert_eq!(LogHead::decode(&bytes).unwrap(), head);

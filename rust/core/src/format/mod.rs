@@ -14,7 +14,7 @@ mod vectors;
 pub(crate) use checkpoint::CheckpointParts;
 pub use checkpoint::{Checkpoint, decode_checkpoint};
 pub use memory::{
-    LOG_HEAD_BYTES, LOG_RECORDS_AT, LogHead, MemorySettings, PAYLOAD_BYTES_MAX, RECORD_HEAD_BYTES,
+    Embedding, LOG_HEAD_BYTES, LOG_RECORDS_AT, LogHead, MemorySettings, PAYLOAD_BYTES_MAX, RECORD_HEAD_BYTES,
     RECORD_MAGIC, Record, RecordHead,
 };
 pub use segment::{

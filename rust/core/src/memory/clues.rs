@@ -8,7 +8,7 @@ use super::fusion::Signals;
 use super::rows::{NONE, Rows};
 
 /// The memory has a vector.
-pub(crate) const HAS_VECTOR: u32 = 1;
+pub const HAS_VECTOR: u32 = 1;
 /// Its text ends with a question.
 const ASKS: u32 = 2;
 /// Its text has a question somewhere.

@@ -13,6 +13,8 @@ use crate::io::{Access, Usage};
 const CHECKPOINT: &str = "idx";
 pub(super) const DIRECTIONS: &str = "vec";
 pub(super) const GRAPH: &str = "graph";
+/// A log with the same memories, whose vectors are being made anew.
+pub(super) const RENEWED: &str = "next";
 
 impl Home {
     /// The file of the checkpoint.
@@ -28,7 +30,7 @@ impl Home {
         let Some(bytes) = self.read_derived(&self.checkpoint())? else { return Ok(None) };
         let checkpoint = decode_checkpoint(&bytes).ok();
         if checkpoint.is_none() {
-            self.remove_derived()?;
+            self.remove_indexes()?;
         }
         Ok(checkpoint)
     }
@@ -98,7 +100,19 @@ impl Home {
     /// # Errors
     /// `Io`.
     pub(super) fn remove_derived(&self) -> Result<()> {
-        for kind in [CHECKPOINT, DIRECTIONS, GRAPH] {
+        self.remove_kinds(&[CHECKPOINT, DIRECTIONS, GRAPH, RENEWED])
+    }
+
+    /// The same, but what was made to take the log's place.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn remove_indexes(&self) -> Result<()> {
+        self.remove_kinds(&[CHECKPOINT, DIRECTIONS, GRAPH])
+    }
+
+    fn remove_kinds(&self, kinds: &[&str]) -> Result<()> {
+        for kind in kinds {
             let name = super::file_of(&self.user, kind);
             remove_if_there(&*self.disk, &name).map_err(|error| self.failed("remove", error))?;
         }

@@ -5,21 +5,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::log::{path_of, remove_if_there, user_of};
-use super::memory::{DIMENSION_MAX, Draft, Memory, When};
+use super::directory::{agree, prepare};
+use super::log::{path_of, user_of};
+use super::memory::{Draft, Memory, When};
 use super::nearest::Progress;
 use super::retention::Retention;
-use super::scope::{NAME_BYTES_MAX, Scope};
+use super::scope::Scope;
 use super::search::{Hit, Query};
 use super::user::{Home, User};
 use crate::error::{Error, Result};
-use crate::format::MemorySettings;
-use crate::io::{Access, Disk, Mode, OsDisk, Usage};
+use crate::io::{Disk, Mode, OsDisk};
 use crate::sync::Mutex;
 use crate::tier::lock::DirectoryLock;
-
-/// What made the vectors, in a file of this name.
-const SETTINGS: &str = "settings";
 
 /// How memories are opened.
 #[derive(Clone, Debug)]
@@ -64,6 +61,8 @@ pub struct Stats {
 pub struct Engram {
     disk: Arc<dyn Disk>,
     config: EngramConfig,
+    /// Of which embedding the vectors are.
+    revision: u32,
     users: Mutex<HashMap<String, Arc<Mutex<User>>>>,
     lock: Mutex<Option<DirectoryLock>>,
     closed: std::sync::atomic::AtomicBool,
@@ -91,12 +90,13 @@ impl Engram {
     pub fn open_on(disk: Arc<dyn Disk>, config: EngramConfig) -> Result<Self> {
         let mut config = config;
         prepare(&*disk)?;
-        let settings = agree(&*disk, config.embedder.as_ref())?;
+        let embedding = agree(&*disk, config.embedder.as_ref())?;
         // Memories with vectors that are opened without an embedder keep what they have.
-        config.embedder = settings.embedder.map(|(name, dimension)| (name, dimension as usize));
+        config.embedder = embedding.embedder.map(|(name, dimension)| (name, dimension as usize));
         Ok(Self {
             disk,
             config,
+            revision: embedding.revision,
             users: Mutex::default(),
             lock: Mutex::new(None),
             closed: false.into(),
@@ -288,6 +288,7 @@ impl Engram {
             disk: Arc::clone(&self.disk),
             user: user.to_owned(),
             dimension: self.config.embedder.as_ref().map(|(_, dimension)| *dimension),
+            revision: self.revision,
             sync: self.config.durable,
             checkpoint_after: self.config.checkpoint_after,
             exact_rows_max: self.config.exact_rows_max,
@@ -299,68 +300,4 @@ impl Engram {
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// Makes the directory of users, and removes what a crash left of files that were being made.
-fn prepare(disk: &dyn Disk) -> Result<()> {
-    let failed = |action, error| Error::io(action, path_of(disk, super::USERS), error);
-    disk.create_dir(super::USERS).map_err(|error| failed("create", error))?;
-    disk.sync_dir("").map_err(|error| failed("sync", error))?;
-    for entry in disk.list(super::USERS).map_err(|error| failed("list", error))? {
-        if super::is_kind(&entry.name, "tmp") {
-            disk.remove(&entry.name).map_err(|error| failed("remove", error))?;
-        }
-    }
-    // A process that was killed may have left names that a power cut would undo, and with
-    // them whatever is written to those files from now on.
-    disk.sync_dir(super::USERS).map_err(|error| failed("sync", error))
-}
-
-/// What is there and what is asked for, as one; stored where it is new.
-fn agree(disk: &dyn Disk, given: Option<&(String, usize)>) -> Result<MemorySettings> {
-    let stored = read_settings(disk)?;
-    let Some((identity, dimension)) = given else { return Ok(stored.unwrap_or_default()) };
-    if identity.is_empty() || identity.len() > NAME_BYTES_MAX || !(1..=DIMENSION_MAX).contains(dimension) {
-        return Err(Error::Invalid(format!(
-            "an embedder has an identity of 1 to {NAME_BYTES_MAX} bytes and a dimension of 1 to {DIMENSION_MAX}, \
-             not {dimension}"
-        )));
-    }
-    let wanted = MemorySettings { embedder: Some((identity.clone(), *dimension as u32)) };
-    match stored {
-        Some(stored) if stored == wanted => Ok(stored),
-        Some(MemorySettings { embedder: Some((identity, dimension)) }) => Err(Error::EmbedderMismatch {
-            path: PathBuf::from(disk.describe()),
-            stored: format!("{identity:?} ({dimension} elements)"),
-            given: given.map_or_else(String::new, |(name, size)| format!("{name:?} ({size} elements)")),
-        }),
-        _ => {
-            write_settings(disk, &wanted)?;
-            Ok(wanted)
-        }
-    }
-}
-
-fn read_settings(disk: &dyn Disk) -> Result<Option<MemorySettings>> {
-    let path = path_of(disk, SETTINGS);
-    let failed = |error| Error::io("read", &path, error);
-    let file = match disk.open(SETTINGS, Access::Read, Usage::Metadata) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(failed)?,
-    };
-    let mut bytes = vec![0; file.len().map_err(failed)?.min(1 << 20) as usize];
-    file.read_at(&mut bytes, 0).map_err(failed)?;
-    MemorySettings::decode(&bytes).map(Some).map_err(|what| Error::Corrupt { path, what, offset: 0 })
-}
-
-fn write_settings(disk: &dyn Disk, settings: &MemorySettings) -> Result<()> {
-    let beside = format!("{SETTINGS}.tmp");
-    let written = remove_if_there(disk, &beside).and_then(|()| {
-        let file = disk.open(&beside, Access::Create, Usage::Metadata)?;
-        file.write_at(&[&settings.encode()], 0)?;
-        file.sync()?;
-        disk.rename(&beside, SETTINGS)?;
-        disk.sync_dir("")
-    });
-    written.map_err(|error| Error::io("write", path_of(disk, SETTINGS), error))
 }

@@ -129,27 +129,22 @@ impl Log {
     /// # Errors
     /// `Io`, or what `visit` gives.
     pub(super) fn scan(&mut self, mut visit: impl FnMut(Place, Record) -> Result<()>) -> Result<Damage> {
-        let mut window = Window::new(&self.file).map_err(|error| Error::io("read", &self.path, error))?;
-        let (mut at, mut damage) = (self.end, Damage::default());
-        loop {
-            let found = window
-                .record(self.head.generation, at)
-                .map_err(|error| Error::io("read", &self.path, error))?;
-            match found {
-                Found::Record { bytes, record } => {
-                    damage.holes += u64::from(damage.torn);
-                    damage.torn = false;
-                    visit(Place { offset: at, bytes }, record)?;
-                    at += u64::from(bytes);
-                    self.end = at;
-                }
-                Found::Damaged { next } => {
-                    damage.torn = true;
-                    at = next;
-                }
-                Found::End => return Ok(damage),
-            }
+        let mut records = self.records()?;
+        while let Some((place, record)) = records.next()? {
+            visit(place, record)?;
+            self.end = place.offset + u64::from(place.bytes);
         }
+        Ok(records.damage)
+    }
+
+    /// The records from `self.end()` on.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn records(&self) -> Result<Records> {
+        let window = Window::new(&self.file).map_err(|error| Error::io("read", &self.path, error))?;
+        let generation = self.head.generation;
+        Ok(Records { window, path: self.path.clone(), generation, at: self.end, damage: Damage::default() })
     }
 
     /// Appends records, durable if `sync`. After an error the end of the file is unknown: the
@@ -200,6 +195,42 @@ impl Log {
     }
 }
 
+/// The records of a log, one after the other.
+pub(super) struct Records {
+    window: Window,
+    path: PathBuf,
+    generation: u64,
+    at: u64,
+    /// What was stepped over so far.
+    pub(super) damage: Damage,
+}
+
+impl Records {
+    /// The next record that holds.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn next(&mut self) -> Result<Option<(Place, Record)>> {
+        loop {
+            let found = self.window.record(self.generation, self.at);
+            match found.map_err(|error| Error::io("read", &self.path, error))? {
+                Found::Record { bytes, record } => {
+                    self.damage.holes += u64::from(self.damage.torn);
+                    self.damage.torn = false;
+                    let place = Place { offset: self.at, bytes };
+                    self.at += u64::from(bytes);
+                    return Ok(Some((place, record)));
+                }
+                Found::Damaged { next } => {
+                    self.damage.torn = true;
+                    self.at = next;
+                }
+                Found::End => return Ok(None),
+            }
+        }
+    }
+}
+
 /// What is at an offset.
 #[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 enum Found {
@@ -215,16 +246,16 @@ enum Found {
 }
 
 /// A part of a file, moved along it.
-struct Window<'a> {
-    file: &'a Arc<dyn DiskFile>,
+struct Window {
+    file: Arc<dyn DiskFile>,
     file_len: u64,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl<'a> Window<'a> {
-    fn new(file: &'a Arc<dyn DiskFile>) -> io::Result<Self> {
-        Ok(Self { file, file_len: file.len()?, start: 0, bytes: Vec::new() })
+impl Window {
+    fn new(file: &Arc<dyn DiskFile>) -> io::Result<Self> {
+        Ok(Self { file: Arc::clone(file), file_len: file.len()?, start: 0, bytes: Vec::new() })
     }
 
     /// Bytes of the file from `offset` on, `wanted` of them or what there is; more if at hand.

@@ -26,6 +26,8 @@ pub(super) struct Home {
     pub(super) user: String,
     /// Elements of a vector; `None` for memories of text alone.
     pub(super) dimension: Option<usize>,
+    /// Of which embedding the vectors are.
+    pub(super) revision: u32,
     /// Whether what is acknowledged is durable.
     pub(super) sync: bool,
     /// Up to how many memories of a scope every vector is looked at.
@@ -42,6 +44,12 @@ impl Home {
 
     pub(super) fn no_memory(&self, id: u64) -> Error {
         Error::NoMemory { id, user: self.user.clone() }
+    }
+
+    /// The log is not what it should be.
+    pub(super) fn corrupt(&self, what: &str) -> Error {
+        let path = super::log::path_of(&*self.disk, &self.log());
+        Error::Corrupt { path, what: what.into(), offset: 0 }
     }
 
     pub(super) fn failed(&self, action: &'static str, error: std::io::Error) -> Error {
@@ -82,15 +90,12 @@ impl User {
     /// # Errors
     /// `Corrupt` for a log whose head is damaged twice, or is another user's; `Io`.
     pub(super) fn load(home: Home) -> Result<Self> {
-        let log = Log::open(&*home.disk, &home.log())?;
-        if let Some(log) = &log
-            && log.head().user != home.user
-        {
-            return Err(Error::Corrupt {
-                path: super::log::path_of(&*home.disk, &home.log()),
-                what: "is the log of another user".into(),
-                offset: 0,
-            });
+        let mut log = Log::open(&*home.disk, &home.log())?;
+        if log.as_ref().is_some_and(|log| log.head().user != home.user) {
+            return Err(home.corrupt("is the log of another user"));
+        }
+        if log.as_ref().is_some_and(|log| log.head().revision != home.revision) {
+            log = Some(home.adopt()?);
         }
         let mut user = Self {
             home,
@@ -128,7 +133,7 @@ impl User {
     fn restore(&mut self, log: &mut Log) -> Result<()> {
         let Some(checkpoint) = self.home.read_checkpoint()? else { return Ok(()) };
         if checkpoint.generation != log.head().generation || !log.resume(checkpoint.end)? {
-            return self.home.remove_derived();
+            return self.home.remove_indexes();
         }
         self.next_id = self.next_id.max(checkpoint.next_id);
         self.damage.holes = checkpoint.holes;
@@ -325,8 +330,8 @@ impl User {
     }
 
     pub(super) fn create_log(&self, fill: impl FnOnce(&mut Log) -> Result<()>) -> Result<Log> {
-        let generation = random()?;
-        let head = LogHead { generation, next_id: self.next_id, user: self.home.user.clone() };
+        let (user, revision) = (self.home.user.clone(), self.home.revision);
+        let head = LogHead { generation: random()?, next_id: self.next_id, user, revision };
         Log::create(&*self.home.disk, &self.home.log(), head, fill, || self.home.remove_derived())
     }
 
@@ -449,7 +454,7 @@ fn fitting(dimension: Option<usize>, vector: &[f32]) -> &[f32] {
 }
 
 /// A random number that names a log.
-fn random() -> Result<u64> {
+pub(super) fn random() -> Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::Invalid(format!("the system gives no random numbers: {error}")))?;

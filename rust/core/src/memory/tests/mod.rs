@@ -5,6 +5,7 @@ mod elsewhere;
 mod erased;
 mod graph;
 mod model;
+mod reembed;
 mod retention;
 mod scopes;
 mod time;

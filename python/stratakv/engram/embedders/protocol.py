@@ -17,6 +17,9 @@ class Embedder(Protocol):
 
     The identity names the model and whatever else changes its vectors. It is stored, and memories are
     opened with the same one only.
+
+    One whose questions get other vectors than what answers them has a second method, `embed_query`, with the
+    arguments and the result of `embed`.
     """
 
     @property
@@ -50,7 +53,16 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
     Raises:
         ValueError: the embedder gave another shape.
     """
-    vectors = np.ascontiguousarray(embedder.embed(list(texts)), dtype=np.float32)
+    return _checked(embedder, embedder.embed, texts)
+
+
+def embed_query(embedder: Embedder, text: str) -> Floats:
+    """The vector (1, D) of a question, as `embed`."""
+    return _checked(embedder, getattr(embedder, "embed_query", embedder.embed), [text])
+
+
+def _checked(embedder: Embedder, function: Callable[[list[str]], Floats], texts: Sequence[str]) -> Floats:
+    vectors = np.ascontiguousarray(function(list(texts)), dtype=np.float32)
     expected = (len(texts), embedder.dimension)
     if vectors.shape != expected:
         raise ValueError(

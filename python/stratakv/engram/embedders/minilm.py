@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stratakv.engram.embedders import Floats
+from stratakv.engram.embedders.protocol import Floats
 from stratakv.errors import NotInstalledError
 
 if TYPE_CHECKING:
