@@ -1,8 +1,8 @@
 """A language model's own hidden states as vectors of texts: no second model is needed.
 
-A text is put into a prompt that asks for it in one word, and what the model has made of it by the prompt's end
-is the vector: PromptEOL (Jiang et al., "Scaling Sentence Embeddings with Large Language Models", 2023). Means
-over tokens are far worse: in most layers the first token is a hundred times as long as the others.
+A text is put into a prompt that asks for it in one word, and what the model has made of it by the end is the
+vector: PromptEOL (Jiang et al., "Scaling Sentence Embeddings with Large Language Models", 2023). Means over
+tokens are far worse: in most layers the first token's state is far longer than the others'.
 """
 
 from __future__ import annotations

@@ -49,8 +49,9 @@ class Covered:
         names = dict(zip(("user", "agent", "project", "session"), scope, strict=True))
         row = cursor.execute(queries.COVERED, names).fetchone()
         assert row is not None
-        embedder = None if row[-2] is None else (row[-2], row[-1])
-        return cls(scope[0], *row[:-2], embedder=embedder)
+        owner, scopes, rows, words, window_words, authors, now, identity, dimension = row
+        embedder = None if identity is None else (identity, dimension)
+        return cls(scope[0], owner, scopes, rows, words, window_words, authors, now, embedder)
 
     def named(self) -> dict[str, Any]:
         """As all statements name it."""
