@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import stratakv
 from stratakv import Look, Selection, TieredCache
+from stratakv.hf import looking
 from stratakv.hf.compat import cache_kwargs
-from stratakv.hf.looking import _best
+from stratakv.hf.lexical import word_scores
 from tests.hf.tiny_models import build, prompt
 
 pytestmark = pytest.mark.hf
 
 TRAINED = 512  # of the tiny models
 SMALL = Selection(budget=176, sinks=16, window=32, dense_below=0)
-HOW = Look(places=4, neighbours=1, own=2, budget=512)
+HOW = Look(places=4, neighbours=1, candidates=0, own=2, budget=512)
 
 
 def open_cache(model, budget=SMALL, **options):
@@ -113,7 +116,7 @@ def test_it_can_be_stopped(ids):
         feed(model, cache, ids[:880])
         with pytest.raises(KeyboardInterrupt):
             cache.look(ids, on_token=stop)
-        assert told == [(1, 20), (2, 20), (3, 20)]
+        assert told == [(1, 52), (2, 52), (3, 52)]
         assert cache.focused == []
         assert cache.get_seq_length() == 880
         feed(model, cache, ids[880:])
@@ -138,6 +141,8 @@ def test_bad_arguments_are_named(ids):
         ({"places": 0}, "places=0"),
         ({"budget": 8}, "budget=8"),
         ({"own": -1}, "own=-1"),
+        ({"candidates": -1}, "candidates=-1"),
+        ({"margin": float("nan")}, "margin=nan"),
     ):
         with pytest.raises(ValueError, match=named):
             Look(**arguments)
@@ -149,14 +154,76 @@ def test_bad_arguments_are_named(ids):
             cache.focus([-1])
 
 
-def test_places_are_far_blocks_of_the_most_votes():
-    votes = torch.tensor([9.0, 0, 5, 0, 0, 7, 0, 0, 6, 8, 9])
-    how = Look(places=2, neighbours=1)
+def test_places_are_far_blocks_of_the_highest_scores():
+    scores = torch.tensor([9.0, 0, 5, 0, 0, 7, 0, 0, 6, 8, 9])
+    how = Look(neighbours=1, candidates=0)
     # The sinks and the window are out of the question; neighbours are too where they are those.
-    assert _best(votes, range(1, 9), how) == [4, 5, 6, 7, 8]
-    assert _best(votes, range(1, 9), Look(places=3, neighbours=1)) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert looking._places(scores, range(1, 9), how, 2) == [5, 8]
+    assert looking._around([5, 8], range(1, 9), how) == [4, 5, 6, 7, 8]
+    assert looking._places(scores, range(1, 9), how, 3) == [5, 8, 2]
     # What nobody looked at is no place.
-    assert _best(votes * 0, range(1, 9), how) == []
+    assert looking._places(scores * 0, range(1, 9), how, 2) == []
+    # What is read with a better place is none of its own.
+    how = Look(neighbours=2)
+    near = torch.tensor([0.0, 9, 8, 7, 6, 5, 4])
+    assert looking._places(near, range(7), how, 2) == [1, 4]
+    assert looking._apart([5, 3, 9, 8, 11], how) == [5, 9]
+
+
+def test_places_are_kept_that_make_the_question_nearly_as_likely():
+    how = Look(places=3, margin=2.0)
+    assert looking._likely([7, 1, 9, 4], [-30.0, -12.0, -13.5, -14.5], how) == [1, 9]
+    assert looking._likely([7, 1, 9, 4], [-1.0, -1.0, -1.0, -1.0], how) == [7, 1, 9]
+    assert looking._likely([], [], how) == []
+
+
+def test_words_count_by_how_rare_they_are(ids):
+    question, tokens = ids[:7] + ids[:2], [*ids, *ids[:5]]
+    found = word_scores(tokens, question, neighbours=1)
+    blocks = [tokens[start : start + 16] for start in range(0, len(tokens), 16)]
+    near = [tokens[max(at - 1, 0) * 16 : (at + 2) * 16] for at in range(len(blocks))]
+    for at, text in enumerate(near):
+        expected = 0.0
+        for token in set(question):
+            having = sum(token in one for one in near)
+            rarity = math.log(1 + (len(blocks) - having + 0.5) / (having + 0.5))
+            expected += rarity * text.count(token) * 1.9 / (text.count(token) + 0.9)
+        assert found[at] == pytest.approx(expected)
+    assert word_scores(tokens, [max(tokens) + 1], neighbours=1).sum() == 0
+    assert word_scores([], question, neighbours=1).shape == (0,)
+
+
+@torch.inference_mode()
+def likelihood_of(model, cache, question, blocks):
+    """The same on a fork of its own, where nothing was read and taken back before."""
+    with cache.fork() as fork:
+        fork.focus(blocks, 0)
+        logits_TV = model(input_ids=torch.tensor([question]), use_cache=True, **cache_kwargs(fork)).logits[0]
+    said_T = torch.tensor(question[1:])
+    return float(logits_TV[:-1].log_softmax(-1).gather(1, said_T[:, None]).sum())
+
+
+def test_places_are_read_one_at_a_time(ids, monkeypatch):
+    model, question = build("llama"), ids[880:]
+    how = Look(places=3, neighbours=1, candidates=4, margin=1.0, budget=512)
+    seen = {}
+    plain = looking._likelihood
+
+    def noted(cache, model, question, blocks, steps):
+        seen[tuple(blocks)] = plain(cache, model, question, blocks, steps)
+        return seen[tuple(blocks)]
+
+    monkeypatch.setattr(looking, "_likelihood", noted)
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids[:880])
+        found = cache.look(ids, how)
+        assert cache.get_seq_length() == 880
+        assert 4 <= len(seen) <= 8
+        for blocks, likelihood in seen.items():
+            assert likelihood == pytest.approx(likelihood_of(model, cache, question, blocks), abs=1e-3)
+    best = max(seen.values())
+    kept = sorted(seen, key=lambda blocks: -seen[blocks])[:3]
+    assert found == sorted({block for one in kept if seen[one] >= best - 1 for block in one})
 
 
 def test_a_driver_looks_where_the_cache_can(ids):

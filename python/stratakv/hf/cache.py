@@ -416,8 +416,8 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         Args:
             input_ids: the whole prompt, the question at its end: a list, or a tensor of (N,) or (1, N).
             how: how to look; None is `Look()`.
-            on_token: is called with the tokens of the question that are done and all of them; what it
-                raises stops the search.
+            on_token: is called with the steps that are done (tokens of the question, then places) and all
+                there may be; what it raises stops the search.
 
         Returns:
             The blocks of 16 tokens that all heads will read, ascending.

@@ -371,6 +371,7 @@ impl KvCache {
             far: &asked.far,
             along: &asked.along,
             focus: &self.focus.rows,
+            focus_only: !self.focus.rows.is_empty() && self.focus.own == 0,
             sketches: selection.sketches,
         };
         scoring.choose(&budget, &mut scratch.selection, parallel);

@@ -62,13 +62,16 @@ pub(super) struct Scoring<'a> {
     pub(super) along: &'a [f32],
     /// For each row, the blocks that all its heads read, ascending; nothing for all.
     pub(super) focus: &'a [Vec<u32>],
+    /// Whether the heads choose nothing besides the focus: far blocks out of it are not estimated then.
+    pub(super) focus_only: bool,
     /// Whether far blocks may be told from their sketches.
     pub(super) sketches: bool,
 }
 
 /// How a call's work is cut.
 struct Plan {
-    /// Chapters, the first ones, whose blocks are told from their sketches.
+    /// Chapters, the first ones, whose blocks are told from their sketches; or, without units of that, by
+    /// the focus.
     sketched: usize,
     /// Of these chapters' blocks, how many are estimated besides the sinks.
     estimated: usize,
@@ -108,7 +111,9 @@ impl Scoring<'_> {
             }
             if is_last(head) {
                 let scratch = &mut picks[head].lock();
-                if plan.sketched > 0 {
+                if plan.sketched > 0 && plan.sketch_units == 0 {
+                    self.tell_focus(plan.sketched, budget.sinks, self.focus_of(head), scratch);
+                } else if plan.sketched > 0 {
                     let weighed = &weighed[head * plan.sketch_units..][..plan.sketch_units];
                     self.tell(weighed, budget.sinks, plan.estimated, self.focus_of(head), scratch);
                 } else {
@@ -144,6 +149,16 @@ impl Scoring<'_> {
         // The window is never in question.
         let window = budget.window.div_ceil(self.digest.blocks_per_page);
         let far = self.nearest_far.min(self.pages.saturating_sub(window)) / CHAPTER_PAGES;
+        if self.focus_only && 0 < far && far < chapters {
+            let (sketched, chapters) = (far, chapters - far);
+            return Plan {
+                sketched,
+                estimated: 0,
+                sketch_units: 0,
+                estimate_units: ESTIMATE_UNITS,
+                chapters,
+            };
+        }
         let sketched = if self.along.is_empty() || !self.sketches { 0 } else { known.min(far) };
         let blocks = sketched * CHAPTER_PAGES * self.digest.blocks_per_page;
         let sketched = if blocks > 2 * (estimated + budget.sinks) { sketched } else { 0 };

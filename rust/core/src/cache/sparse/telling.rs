@@ -93,6 +93,18 @@ impl Scoring<'_> {
         left.extend(all.iter().enumerate().map(|(row, all)| self.left(weighed, estimated, row, *all)));
     }
 
+    /// Of the blocks of the first `chapters` only the `sinks` and the `focus` are to be estimated, and
+    /// nothing is said of the others.
+    pub(super) fn tell_focus(&self, chapters: usize, sinks: usize, focus: &[u32], scratch: &mut HeadScratch) {
+        let end = chapters * self.sketch_blocks();
+        let HeadScratch { estimated, left, .. } = scratch;
+        estimated.clear();
+        estimated.extend(0..sinks.min(end) as u32);
+        estimated.extend(focus.iter().filter(|block| (sinks..end).contains(&(**block as usize))));
+        left.clear();
+        left.resize(self.rows, 0.0);
+    }
+
     fn left(
         &self,
         weighed: &[&Weighed],

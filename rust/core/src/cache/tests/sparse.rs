@@ -344,6 +344,42 @@ fn a_focus_is_read_by_all_heads_instead_of_a_budget() {
     }
 }
 
+/// Heads that choose nothing have nothing to estimate but what they read, however long the context is.
+#[test]
+fn a_focus_alone_is_read_with_sinks_and_window() {
+    let (rotary, shape) = (rotary(4, false), [1, 8, 4]);
+    for length in [LONG, LONG - 5, LONG / 16 / 128 * 16 * 128] {
+        for tokens in [1, 3, 20] {
+            let asked = query(1, 4, tokens, 8);
+            let mut cache = cache(&rotary, store(), Some(selection(9, 100)));
+            feed(&mut cache, &[ids(length, 2)], shape, DType::Bf16);
+            ask_often(&mut cache, &query(1, 4, 1, 8));
+            let mut attend = |focus: &[u32]| {
+                cache.focus(vec![focus.to_vec()], 0).unwrap();
+                let mut out = Tensor::new(1, 4, tokens, 4, DType::F32);
+                cache
+                    .attend(0, &asked, &mut out, 0.5, &Mask { causal: true, bias: None }, &Pool::new(2))
+                    .unwrap();
+                (
+                    all_read(&cache),
+                    cache.read_shares(0).unwrap().unwrap().flatten().cloned().collect::<Vec<_>>(),
+                )
+            };
+            let none = attend(&[]).0;
+            let (read, shares) = attend(&[40, 41, 110]);
+            for ((read, shares), none) in read.iter().zip(&shares).zip(&none) {
+                let mut expected: Vec<u32> = none.iter().copied().chain([40, 41, 110]).collect();
+                expected.sort_unstable();
+                assert_eq!(*read, expected, "{length} {tokens}");
+                assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)), "{shares:?}");
+                let focused: f32 =
+                    [40, 41, 110].iter().map(|block| shares[read.binary_search(block).unwrap()]).sum();
+                assert!(focused > 0.0 && shares.iter().sum::<f32>() < 1.0 + 1e-4, "{shares:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_focus_needs_a_list_for_each_row() {
     let mut cache = cache(&rotary(4, false), store(), Some(selection(8, 100)));
