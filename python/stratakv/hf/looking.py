@@ -65,7 +65,8 @@ def agreed_blocks(
             return _around(_places(votes_N, far, how, how.places), far, how)
         words_N = torch.from_numpy(word_scores(ids[:first], question, neighbours=how.neighbours))
         by_votes, by_words = (_places(one, far, how, how.candidates) for one in (votes_N, words_N))
-        places = _apart([*by_votes, *by_words], how)
+        # Of both kinds there may be two that overlap: together they are wider, or one is nearer.
+        places = list(dict.fromkeys([*by_votes, *by_words]))
         likelihoods = [_likelihood(fork, model, question, _around([one], far, how), steps) for one in places]
     return _around(_likely(places, likelihoods, how), far, how)
 
