@@ -5,7 +5,7 @@
 #   make test-transformers VERSION=5.15.1   the tests of models, with that release of transformers
 #   make wheel    a wheel in dist/
 #   make figures  every measured number again (KEY=name for one)
-#   make million  a text of a million tokens: about two hours on 2 cores, goes on where it was stopped
+#   make million  a text of a million tokens: an hour and a half on 2 cores, goes on where it was stopped
 #   make lint     formatters, linters and type checkers
 #   make fuzz     the fuzz targets for SECONDS=60
 #   make schedules  the store's locks under shuttle

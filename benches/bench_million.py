@@ -1,6 +1,6 @@
 """A text of a million tokens: what is found in it, what it takes to read, to resume and to go on with.
 
-Set-up: `facts_1m` of `bench_eval.py`. The text is read once, in two hours on 2 cores, and kept in
+Set-up: `facts_1m` of `bench_eval.py`. The text is read once, in an hour and more on 2 cores, and kept in
 `stratakv-million` in the system's temporary directory (24 GB), which the other figures use again and whoever
 measured them removes. A reading that was stopped goes on.
 """
