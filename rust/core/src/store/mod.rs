@@ -248,6 +248,16 @@ impl Store {
         state.policy.touch_all(keys);
     }
 
+    /// Takes pages out of RAM that nobody holds and that are on disk: they were read once, and their
+    /// memory is better used for what is read again.
+    pub fn let_go(&self, keys: &[PageKey]) {
+        if self.inner.is_forked() {
+            return;
+        }
+        let mut state = self.inner.state.lock();
+        keys.iter().for_each(|key| state.let_go(*key));
+    }
+
     /// Whether what is sealed is written to disk.
     pub fn is_writable(&self) -> bool {
         self.inner.can_write()

@@ -230,6 +230,13 @@ impl State {
         victim.inspect(|key| self.drop_page(*key)).is_some()
     }
 
+    /// Takes a page out of RAM, if nobody holds it and it is not lost by it.
+    pub(super) fn let_go(&mut self, key: PageKey) {
+        if self.pages.get(&key).is_some_and(is_evictable) {
+            self.drop_page(key);
+        }
+    }
+
     /// Whether `page` is what RAM holds under `key`.
     pub(super) fn holds(&self, key: PageKey, page: &Page) -> bool {
         let held = self.pages.get(&key).and_then(|held| held.page.as_ref());

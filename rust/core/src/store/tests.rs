@@ -58,6 +58,29 @@ fn pages_beyond_ram_come_back_from_disk() {
 }
 
 #[test]
+fn pages_that_are_let_go_leave_ram_where_nothing_is_lost_by_it() {
+    let disk = MemoryDisk::new();
+    let store = open(&disk, 32);
+    (0..4).for_each(|number| put(&store, number, Lifetime::Durable));
+    store.flush().unwrap();
+    put(&store, 4, Lifetime::Private);
+    let held = store.request(&[key(1)]).wait().unwrap();
+    let used = |store: &Store| store.stats().ram_used_bytes;
+    let before = used(&store);
+    // One that is held, one that is only in RAM, one twice, and one that there is not.
+    store.let_go(&[key(0), key(1), key(2), key(2), key(4), key(9)]);
+    assert_eq!(used(&store), before - 2 * PAGE as u64);
+    let misses = store.stats().counters.misses;
+    check(&store, 0..5);
+    assert_eq!(store.stats().counters.misses, misses + 2);
+    drop(held);
+    let memory = Store::open(&config(32)).unwrap();
+    put(&memory, 1, Lifetime::Durable);
+    memory.let_go(&[key(1)]);
+    check(&memory, 1..2);
+}
+
+#[test]
 fn archival_pages_leave_ram_first_and_come_back() {
     let disk = MemoryDisk::new();
     let store = open(&disk, 16);

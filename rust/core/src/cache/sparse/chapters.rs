@@ -142,6 +142,8 @@ impl KvCache {
                     Err(error) => return not_needed(error),
                 }
             }
+            // The digest has copies; and the next ones are read into the same memory.
+            store.let_go(keys);
         }
         Ok(())
     }
