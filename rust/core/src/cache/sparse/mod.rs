@@ -92,6 +92,15 @@ impl Focus {
         let blocks = budget.sinks + budget.window + most + self.own;
         Budget { blocks, guard: Guard { unread: 1.0, growth: 1.0 }, ..budget }
     }
+
+    /// Whether heads read it besides the sinks and the window of that many blocks, and have nothing to
+    /// choose: no block of their own, nor one in the place of any that is read anyway or not there.
+    fn is_all(&self, budget: &Budget, blocks: usize) -> bool {
+        let far = budget.sinks..blocks.saturating_sub(budget.window);
+        let counted = |row: &Vec<u32>| row.iter().filter(|block| far.contains(&(**block as usize))).count();
+        let most = self.rows.iter().map(Vec::len).max();
+        self.own == 0 && most.is_some_and(|most| self.rows.iter().all(|row| counted(row) == most))
+    }
 }
 
 /// Memory that is kept between calls.
@@ -371,7 +380,7 @@ impl KvCache {
             far: &asked.far,
             along: &asked.along,
             focus: &self.focus.rows,
-            focus_only: !self.focus.rows.is_empty() && self.focus.own == 0,
+            focus_only: self.focus.is_all(&budget, pages * digest.blocks_per_page),
             sketches: selection.sketches,
         };
         scoring.choose(&budget, &mut scratch.selection, parallel);
