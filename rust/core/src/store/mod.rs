@@ -255,7 +255,9 @@ impl Store {
             return;
         }
         let mut state = self.inner.state.lock();
-        keys.iter().for_each(|key| state.let_go(*key));
+        for key in keys {
+            state.let_go(*key);
+        }
     }
 
     /// Whether what is sealed is written to disk.
