@@ -22,7 +22,7 @@ from stratakv.cli.paths import check_directory, check_output
 if TYPE_CHECKING:
     from stratakv.engram import AssistantMemory, Memory
 
-__all__ = ["configure", "open_memory", "place_of", "run"]
+__all__ = ["check_memories", "configure", "open_memory", "place_of", "run"]
 
 DEFAULT_DIRECTORY = "memory"
 KINDS = ("instruction", "identity", "preference", "decision", "person", "project", "event", "note")
@@ -97,13 +97,8 @@ def open_memory(
     """
     from stratakv.engram import AssistantMemory, Policy
 
+    check_memories(args)
     in_files = args.database is None
-    check_directory(args.directory, "--directory")
-    if in_files and args.action not in CREATING and not Path(args.directory).is_dir():
-        raise UsageError(
-            f"no such directory: {args.directory}",
-            "`stratakv memory remember` makes it; --directory names the one that the memories are in",
-        )
     embeds = args.action in EMBEDDING
     policy = Policy(**dict(getattr(args, "policy", None) or ()))
     with warnings.catch_warnings():
@@ -119,6 +114,20 @@ def open_memory(
             )
     with memory:
         yield memory
+
+
+def check_memories(args: argparse.Namespace) -> None:
+    """Refuses a directory that can't be one, or is not there for an action that makes none.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    check_directory(args.directory, "--directory")
+    if args.database is None and args.action not in CREATING and not Path(args.directory).is_dir():
+        raise UsageError(
+            f"no such directory: {args.directory}",
+            "`stratakv memory remember` makes it; --directory names the one that the memories are in",
+        )
 
 
 def place_of(args: argparse.Namespace) -> str:

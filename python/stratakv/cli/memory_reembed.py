@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from stratakv.cli.embedders import embedder_of
 from stratakv.cli.errors import UsageError
+from stratakv.cli.memory import check_memories
 from stratakv.cli.output import Output, format_count
-from stratakv.cli.paths import check_directory
 from stratakv.cli.progress import Progress
 
 __all__ = ["reembed"]
@@ -20,11 +19,7 @@ def reembed(args: argparse.Namespace, out: Output) -> int:
     Raises:
         UsageError: there are no memories, or no embedder.
     """
-    check_directory(args.directory, "--directory")
-    if args.database is None and not Path(args.directory).is_dir():
-        raise UsageError(
-            f"no such directory: {args.directory}", "--directory names the one that the memories are in"
-        )
+    check_memories(args)
     from stratakv.engram import Engram
 
     with out.busy("loading the embedder"):

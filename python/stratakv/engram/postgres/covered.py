@@ -10,6 +10,7 @@ from stratakv import _native
 from stratakv.engram.engine import ScopeParts, When
 from stratakv.engram.postgres import queries
 from stratakv.engram.postgres.connections import Cursor
+from stratakv.engram.postgres.schema import as_embedder
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Covered:
         row = cursor.execute(queries.COVERED, names).fetchone()
         assert row is not None
         owner, scopes, rows, words, window_words, authors, now, identity, dimension = row
-        embedder = None if identity is None else (identity, dimension)
+        embedder = as_embedder(identity, dimension)
         return cls(scope[0], owner, scopes, rows, words, window_words, authors, now, embedder)
 
     def named(self) -> dict[str, Any]:

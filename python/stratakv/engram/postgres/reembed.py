@@ -17,6 +17,7 @@ from stratakv.engram.postgres import connections, schema, windows
 from stratakv.engram.postgres.address import Address
 from stratakv.engram.postgres.connections import Connection, Cursor, explained
 from stratakv.engram.postgres.driver import pgvector, psycopg
+from stratakv.engram.postgres.writing import copy_vectors
 from stratakv.errors import DatabaseError
 
 # Whoever makes vectors anew has this lock: any number that others hardly choose.
@@ -76,8 +77,6 @@ SELECT m.owner, m.id, m.scope, n.direction, n.direction
 FROM memories m JOIN next_vectors n USING (owner, id) JOIN scopes ON scopes.number = m.scope
 WHERE scopes.session IS NULL
 """
-_VECTORS = "COPY vectors (owner, id, scope, direction, window_direction) FROM STDIN (FORMAT BINARY)"
-_VECTOR_TYPES = ("int8", "int8", "int8", "halfvec", "halfvec")
 
 
 class PostgresReembedding:
@@ -100,6 +99,7 @@ class PostgresReembedding:
         self._before = before
         self._last = (0, 0)
         self._asked: builtins.list[tuple[int, int]] = []
+        self._progress = (0, 0)
         self._is_done = False
 
     @classmethod
@@ -129,12 +129,7 @@ class PostgresReembedding:
 
     def progress(self) -> tuple[int, int]:
         """How many memories have their new vectors, of all that are to get one."""
-        if self._is_done:
-            return 0, 0
-        with explained(self._address):
-            row = self._connection.execute(_COUNT, {"keeps": self._keeps}).fetchone()
-        assert row is not None
-        return int(row[0]), int(row[1])
+        return self._progress
 
     def texts(self, limit: int) -> builtins.list[str]:
         """The next texts to embed; none when all have been."""
@@ -167,6 +162,8 @@ class PostgresReembedding:
             self._connection.cursor().executemany(_GIVE, given)
         if self._asked:
             self._last = self._asked[-1]
+        done, total = self._progress
+        self._progress = (done + len(self._asked), total)
         self._asked = []
 
     def finish(self) -> bool:
@@ -182,6 +179,7 @@ class PostgresReembedding:
             if left[0]:
                 # They may be of users that were passed.
                 self._last = (0, 0)
+                self._count()
                 return False
             sizes = {"dimension": self._embedder[1], "before": self._before[1] if self._before else 0}
             cursor.execute(_RECOUNT, sizes | {"has_vector": _native.Question.HAS_VECTOR})
@@ -199,12 +197,6 @@ class PostgresReembedding:
         """Ends the connection. Closing twice is no error."""
         self._connection.close()
 
-    def __enter__(self) -> PostgresReembedding:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def _keeps(self) -> bool:
         """Whether what is there is this embedder's own, and only what is missing is made."""
@@ -218,10 +210,17 @@ class PostgresReembedding:
                 self._connection.execute("INSERT INTO next_embedder VALUES (%s, %s)", self._embedder)
             if self._keeps:
                 self._connection.execute(_KEEP)
-        if self._keeps and self.progress()[1] == 0:
+        self._count()
+        if self._keeps and self._progress[1] == 0:
             # Nothing is missing: what another embedder had begun is given up.
             self._connection.execute(_DROP)
             self._is_done = True
+
+    def _count(self) -> None:
+        """Looks at all memories: what is added meanwhile is counted when the rest is done."""
+        row = self._connection.execute(_COUNT, {"keeps": self._keeps}).fetchone()
+        assert row is not None
+        self._progress = (int(row[0]), int(row[1]))
 
 
 def _lock(address: Address, connection: Connection) -> None:
@@ -241,7 +240,10 @@ def _put_session(cursor: Cursor, owner: int, scope: int) -> None:
     rows = cursor.execute(_DIRECTIONS, (owner, scope)).fetchall()
     own = np.stack([direction.to_numpy().astype(np.float32) for _, direction in rows])
     around = windows.directions(windows.sums(own))
-    with cursor.copy(_VECTORS) as copy:
-        copy.set_types(_VECTOR_TYPES)
-        for (id, direction), window in zip(rows, around, strict=True):
-            copy.write_row((owner, id, scope, direction, pgvector.HalfVector(window)))
+    copy_vectors(
+        cursor,
+        (
+            (owner, id, scope, direction, pgvector.HalfVector(window))
+            for (id, direction), window in zip(rows, around, strict=True)
+        ),
+    )

@@ -220,7 +220,12 @@ def embedder_of(connection: Connection) -> tuple[str, int] | None:
     """What made the vectors of a database that has the tables."""
     row = connection.execute("SELECT embedder, dimension FROM stratakv.settings").fetchone()
     assert row is not None
-    return None if row[0] is None else (str(row[0]), int(row[1]))
+    return as_embedder(*row)
+
+
+def as_embedder(identity: str | None, dimension: int | None) -> tuple[str, int] | None:
+    """An embedder, as the settings have it in two columns: both, or none."""
+    return None if identity is None or dimension is None else (identity, dimension)
 
 
 def named(embedder: tuple[str, int]) -> str:

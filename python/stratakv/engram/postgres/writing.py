@@ -14,7 +14,7 @@ import numpy as np
 
 from stratakv import _native
 from stratakv.engram.engine import Draft, ScopeParts
-from stratakv.engram.postgres import queries, sessions
+from stratakv.engram.postgres import queries, schema, sessions
 from stratakv.engram.postgres.connections import Cursor
 from stratakv.engram.postgres.covered import Covered
 from stratakv.engram.postgres.driver import psycopg
@@ -139,9 +139,9 @@ def remember(
         cursor.execute(_LOCK_VECTORS)
     taken = cursor.execute(_TAKE, {"user": scope[0], "count": len(drafts)}).fetchone()
     assert taken is not None
-    owner, first, now, *stored = taken
+    owner, first, now, identity, elements = taken
     if vectors is not None:
-        check_embedder(embedder, None if stored[0] is None else (stored[0], stored[1]))
+        check_embedder(embedder, schema.as_embedder(identity, elements))
     dimension = None if embedder is None else embedder[1]
     prepared = _native.prepare_memories(scope, list(drafts), vectors, now=now, dimension=dimension)
     _check_texts(drafts)
@@ -189,6 +189,15 @@ def flush(cursor: Cursor) -> None:
     """Makes all that was written before durable: who waits for the disk waits for what precedes, too."""
     cursor.execute("SET LOCAL synchronous_commit = on")
     cursor.execute("UPDATE settings SET version = version")
+
+
+def copy_vectors(cursor: Cursor, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Stores directions: owner, id, scope, that of the memory and that of its window."""
+    with cursor.copy(_VECTORS) as copy:
+        # As text, a vector's elements would take longer than all else.
+        copy.set_types(_VECTOR_TYPES)
+        for row in rows:
+            copy.write_row(row)
 
 
 def _check_texts(drafts: Iterable[Draft]) -> None:
@@ -255,12 +264,8 @@ def _store(cursor: Cursor, owner: int, new: Sequence[_New]) -> None:
         for one in new:
             for word, times in one.words.items():
                 copy.write_row((owner, word, one.id, times))
-    with cursor.copy(_VECTORS) as copy:
-        # As text, a vector's elements would take longer than all else.
-        copy.set_types(_VECTOR_TYPES)
-        for one, directions in zip(new, joined.directions, strict=True):
-            if directions is not None:
-                copy.write_row((owner, one.id, home.scope, *directions))
+    directed = zip(new, joined.directions, strict=True)
+    copy_vectors(cursor, ((owner, one.id, home.scope, *both) for one, both in directed if both is not None))
     authors = sorted({one.draft[3] for one in new if one.draft[3] is not None})
     totals = (len(new), sum(words), joined.added_window_words)
     cursor.execute(_COUNT, (*totals, authors, owner, home.scope))
