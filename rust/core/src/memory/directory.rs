@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::log::{path_of, remove_if_there};
+use super::log::{path_of, remove_if_there, user_of};
 use super::memory::DIMENSION_MAX;
 use super::scope::NAME_BYTES_MAX;
 use crate::error::{Error, Result};
@@ -95,4 +95,23 @@ pub(super) fn write_settings(disk: &dyn Disk, settings: &MemorySettings) -> Resu
         disk.sync_dir("")
     });
     written.map_err(|error| Error::io("write", path_of(disk, SETTINGS), error))
+}
+
+/// Everybody who has memories here, sorted. A log whose head is damaged is left out.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn users(disk: &dyn Disk) -> Result<Vec<String>> {
+    let listed = disk.list(super::USERS);
+    let listed = listed.map_err(|error| Error::io("list", path_of(disk, super::USERS), error))?;
+    let mut users = Vec::new();
+    for entry in listed.iter().filter(|entry| entry.is_file && super::is_kind(&entry.name, "log")) {
+        match user_of(disk, &entry.name) {
+            Ok(user) => users.extend(user),
+            Err(Error::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    users.sort();
+    Ok(users)
 }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::directory::{agree, prepare};
-use super::log::{path_of, user_of};
+use super::directory::{self, agree, prepare};
 use super::memory::{Draft, Memory, When};
 use super::nearest::Progress;
 use super::retention::Retention;
@@ -211,18 +210,7 @@ impl Engram {
     /// `Io`. A log whose head is damaged is left out.
     pub fn users(&self) -> Result<Vec<String>> {
         self.check_open()?;
-        let listed = self.disk.list(super::USERS);
-        let listed = listed.map_err(|error| Error::io("list", path_of(&*self.disk, super::USERS), error))?;
-        let mut users = Vec::new();
-        for entry in listed.iter().filter(|entry| entry.is_file && super::is_kind(&entry.name, "log")) {
-            match user_of(&*self.disk, &entry.name) {
-                Ok(user) => users.extend(user),
-                Err(Error::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        users.sort();
-        Ok(users)
+        directory::users(&*self.disk)
     }
 
     /// Makes everything durable that a configuration without `durable` has not.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::derived::RENEWED;
-use super::directory::{checked, prepare, read_settings, write_settings};
+use super::directory::{checked, prepare, read_settings, users, write_settings};
 use super::log::{Log, Records, path_of, remove_if_there};
 use super::memory::{Stored, check_vector};
 use super::nearest::Progress;
@@ -29,8 +29,12 @@ const TEXT_BYTES: usize = 4 << 20;
 pub struct Reembedding {
     disk: Arc<dyn Disk>,
     settings: MemorySettings,
-    /// Those that are not done; the last one is being worked on.
-    copies: Vec<Copy>,
+    /// Whose memories are not done, but for the one that is being worked on. Not their files: there may be
+    /// more users than files that a process may have open.
+    users: Vec<String>,
+    current: Option<Copy>,
+    /// Whether vectors that are there are the new embedder's own.
+    keeps: bool,
     progress: Progress,
     _lock: Option<DirectoryLock>,
 }
@@ -58,27 +62,29 @@ impl Reembedding {
         prepare(&*disk)?;
         let mut settings = read_settings(&*disk)?;
         let keeps = settings.now.embedder == wanted;
-        let logs = adopted(&disk, &settings.now)?;
-        let missing = |log: &Log| missing(log, keeps && log.head().revision == settings.now.revision);
-        let total = logs.iter().try_fold(0, |total, log| Ok(total + missing(log)?))?;
-        let mut progress = Progress { done: 0, total };
-        if keeps && total == 0 {
-            give_up(&*disk, &mut settings, &logs)?;
-            return Ok(Self { disk, settings, copies: Vec::new(), progress, _lock: None });
+        let last = settings.next.as_ref().map_or(settings.now.revision, |next| next.revision);
+        let begun = settings.next.clone().filter(|next| next.embedder == wanted);
+        let next = begun.unwrap_or(Embedding { embedder: wanted, revision: last + 1 });
+        let mut progress = Progress { done: 0, total: 0 };
+        let mut left = Vec::new();
+        for user in users(&*disk)? {
+            let Some(old) = adopted(&disk, &user, &settings.now)? else { continue };
+            let keeps = keeps && old.head().revision == settings.now.revision;
+            let survey = Survey::of(&*disk, &old, next.revision, keeps)?;
+            progress.done += survey.done;
+            progress.total += survey.total;
+            if !survey.is_whole {
+                left.push(user);
+            }
         }
-        if settings.next.as_ref().is_none_or(|next| next.embedder != wanted) {
-            let last = settings.next.as_ref().map_or(settings.now.revision, |next| next.revision);
-            settings.next = Some(Embedding { embedder: wanted, revision: last + 1 });
+        if keeps && progress.total == 0 {
+            give_up(&disk, &mut settings)?;
+            left.clear();
+        } else if settings.next.as_ref() != Some(&next) {
+            settings.next = Some(next);
             write_settings(&*disk, &settings)?;
         }
-        let mut copies = Vec::new();
-        for log in logs {
-            let keeps = keeps && log.head().revision == settings.now.revision;
-            let (copy, done) = Copy::begin(&*disk, &log, settings.next.as_ref(), keeps)?;
-            progress.done += done;
-            copies.push(copy);
-        }
-        Ok(Self { disk, settings, copies, progress, _lock: None })
+        Ok(Self { disk, settings, users: left, current: None, keeps, progress, _lock: None })
     }
 
     /// How many memories have their new vectors, of all that are to get one.
@@ -92,9 +98,14 @@ impl Reembedding {
     /// # Errors
     /// `Io`.
     pub fn texts(&mut self, limit: usize) -> Result<Vec<String>> {
-        while let Some(copy) = self.copies.last_mut() {
+        loop {
+            if self.current.is_none() {
+                let Some(user) = self.users.pop() else { return Ok(Vec::new()) };
+                self.current = self.begin(&user)?;
+            }
+            let Some(copy) = &mut self.current else { continue };
             if copy.pending.is_empty() && !copy.fill(limit.max(1))? {
-                self.copies.pop();
+                self.current = None;
                 continue;
             }
             let texts: Vec<String> = copy.lacking().map(|stored| stored.text.clone()).collect();
@@ -103,7 +114,20 @@ impl Reembedding {
             }
             copy.write()?;
         }
-        Ok(Vec::new())
+    }
+
+    /// Goes on with what is there of a user's new log, or begins it.
+    fn begin(&self, user: &str) -> Result<Option<Copy>> {
+        let home = home(&self.disk, user, &self.settings.now);
+        let Some(old) = Log::open(&*self.disk, &home.log())? else { return Ok(None) };
+        let keeps = self.keeps && old.head().revision == self.settings.now.revision;
+        let revision = self.settings.next.as_ref().map_or(0, |next| next.revision);
+        Copy::begin(&*self.disk, &old, revision, keeps).map(Some)
+    }
+
+    /// How many vectors are asked for: of the texts that were given out last.
+    pub fn asked(&self) -> usize {
+        self.current.as_ref().map_or(0, |copy| copy.lacking().count())
     }
 
     /// Takes the vectors of the texts that were given out last, in their order; durable when
@@ -117,11 +141,11 @@ impl Reembedding {
         let dimension = dimension.map(|(_, dimension)| *dimension as usize);
         vectors.iter().try_for_each(|vector| check_vector(vector, dimension))?;
         let given = vectors.len();
-        let asked = self.copies.last().map_or(0, |copy| copy.lacking().count());
+        let asked = self.asked();
         if given != asked {
             return Err(Error::Invalid(format!("{given} vectors for {asked} texts")));
         }
-        let Some(copy) = self.copies.last_mut().filter(|_| given > 0) else { return Ok(()) };
+        let Some(copy) = self.current.as_mut().filter(|_| given > 0) else { return Ok(()) };
         copy.take(vectors);
         copy.write()?;
         self.progress.done += given as u64;
@@ -145,7 +169,10 @@ impl Reembedding {
             self.settings = settings;
         }
         // What fails here is done when its user is next asked for.
-        adopted(&self.disk, &self.settings.now).map(drop)
+        for user in users(&*self.disk)? {
+            adopted(&self.disk, &user, &self.settings.now)?;
+        }
+        Ok(())
     }
 }
 
@@ -180,32 +207,23 @@ struct Copy {
 }
 
 impl Copy {
-    /// Goes on with what is there of the new log, or begins it; how many memories in it have
-    /// got a vector.
-    fn begin(disk: &dyn Disk, old: &Log, next: Option<&Embedding>, keeps: bool) -> Result<(Self, u64)> {
-        let head = LogHead {
-            generation: random()?,
-            revision: next.map_or(0, |next| next.revision),
-            ..old.head().clone()
-        };
-        let name = super::file_of(&head.user, RENEWED);
-        match Log::open(disk, &name) {
-            Ok(Some(mut new)) if (new.head().revision, &new.head().user) == (head.revision, &head.user) => {
-                let mut records = Numbered::new(old)?;
-                if let Some(done) = common(&mut records, &mut new, keeps)? {
-                    return Ok((Self { old: records, new, keeps, pending: Vec::new() }, done));
-                }
+    /// Goes on with what is there of the new log, or begins it.
+    fn begin(disk: &dyn Disk, old: &Log, revision: u32, keeps: bool) -> Result<Self> {
+        if let Some(mut new) = renewed(disk, old, revision)? {
+            let mut records = Numbered::new(old)?;
+            if common(&mut records, &mut new, keeps)?.is_some() {
+                return Ok(Self { old: records, new, keeps, pending: Vec::new() });
             }
-            Ok(_) | Err(Error::Corrupt { .. }) => {}
-            Err(error) => return Err(error),
         }
+        let head = LogHead { generation: random()?, revision, ..old.head().clone() };
+        let name = super::file_of(&head.user, RENEWED);
         let failed = |error| Error::io("create", path_of(disk, &name), error);
         remove_if_there(disk, &name).map_err(failed)?;
         let file = disk.open(&name, Access::Create, Usage::Metadata).map_err(failed)?;
         file.write_at(&[&head.encode()], 0).map_err(failed)?;
         file.sync().map_err(failed)?;
         let new = Log::open(disk, &name)?.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-        Ok((Self { old: Numbered::new(old)?, new, keeps, pending: Vec::new() }, 0))
+        Ok(Self { old: Numbered::new(old)?, new, keeps, pending: Vec::new() })
     }
 
     /// Reads the next records; whether there are any.
@@ -298,29 +316,69 @@ fn common(old: &mut Numbered, new: &mut Log, keeps: bool) -> Result<Option<u64>>
     Ok((same && damage.holes == 0).then_some(done))
 }
 
-/// The logs of all users, those made anew where they are whole.
-fn adopted(disk: &Arc<dyn Disk>, embedding: &Embedding) -> Result<Vec<Log>> {
-    let adopt = |log: Log| {
-        if log.head().revision == embedding.revision {
-            return Ok(log);
+/// What is to be done for a user.
+struct Survey {
+    /// Memories that are to get a vector, and those of them that have it.
+    total: u64,
+    done: u64,
+    /// Whether the new log has all that the old one has.
+    is_whole: bool,
+}
+
+impl Survey {
+    fn of(disk: &dyn Disk, old: &Log, revision: u32, keeps: bool) -> Result<Self> {
+        let mut records = Numbered::new(old)?;
+        let begun = match renewed(disk, old, revision)? {
+            Some(mut new) => common(&mut records, &mut new, keeps)?,
+            None => None,
+        };
+        if begun.is_none() {
+            records = Numbered::new(old)?;
         }
-        match home(disk, &log.head().user, embedding).adopt() {
-            Err(Error::Corrupt { .. }) => Ok(log),
-            adopted => adopted,
+        let done = begun.unwrap_or(0);
+        let (mut total, mut is_whole) = (done, begun.is_some());
+        while let Some(record) = records.next()? {
+            is_whole = false;
+            total += u64::from(matches!(&record, Record::Memory { stored, .. } if lacks(stored, keeps)));
         }
-    };
-    logs(&**disk)?.into_iter().map(adopt).collect()
+        Ok(Self { total, done, is_whole })
+    }
+}
+
+/// The log that is beside another, if it is of this revision.
+fn renewed(disk: &dyn Disk, old: &Log, revision: u32) -> Result<Option<Log>> {
+    match Log::open(disk, &super::file_of(&old.head().user, RENEWED)) {
+        Ok(log) => {
+            Ok(log.filter(|log| log.head().revision == revision && log.head().user == old.head().user))
+        }
+        Err(Error::Corrupt { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A user's log, the one made anew where that is whole.
+fn adopted(disk: &Arc<dyn Disk>, user: &str, embedding: &Embedding) -> Result<Option<Log>> {
+    let home = home(disk, user, embedding);
+    let Some(log) = Log::open(&**disk, &home.log())? else { return Ok(None) };
+    if log.head().revision == embedding.revision {
+        return Ok(Some(log));
+    }
+    match home.adopt() {
+        Err(Error::Corrupt { .. }) => Ok(Some(log)),
+        adopted => adopted.map(Some),
+    }
 }
 
 /// Forgets that another embedder had begun.
-fn give_up(disk: &dyn Disk, settings: &mut MemorySettings, logs: &[Log]) -> Result<()> {
+fn give_up(disk: &Arc<dyn Disk>, settings: &mut MemorySettings) -> Result<()> {
     if settings.next.take().is_none() {
         return Ok(());
     }
-    write_settings(disk, settings)?;
-    for log in logs {
-        let name = super::file_of(&log.head().user, RENEWED);
-        remove_if_there(disk, &name).map_err(|error| Error::io("remove", path_of(disk, &name), error))?;
+    write_settings(&**disk, settings)?;
+    for user in users(&**disk)? {
+        let name = super::file_of(&user, RENEWED);
+        remove_if_there(&**disk, &name)
+            .map_err(|error| Error::io("remove", path_of(&**disk, &name), error))?;
     }
     Ok(())
 }
@@ -335,29 +393,4 @@ fn home(disk: &Arc<dyn Disk>, user: &str, embedding: &Embedding) -> Home {
         exact_rows_max: 0,
         checkpoint_after: 0,
     }
-}
-
-/// The logs of all users. One whose head is damaged is left out, as it is everywhere.
-fn logs(disk: &dyn Disk) -> Result<Vec<Log>> {
-    let listed = disk.list(super::USERS);
-    let listed = listed.map_err(|error| Error::io("list", path_of(disk, super::USERS), error))?;
-    let mut logs = Vec::new();
-    for entry in listed.iter().filter(|entry| entry.is_file && super::is_kind(&entry.name, "log")) {
-        match Log::open(disk, &entry.name) {
-            Ok(log) => logs.extend(log),
-            Err(Error::Corrupt { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(logs)
-}
-
-/// How many memories of a log are to get a vector.
-fn missing(log: &Log, keeps: bool) -> Result<u64> {
-    let mut records = Numbered::new(log)?;
-    let mut count = 0;
-    while let Some(record) = records.next()? {
-        count += u64::from(matches!(&record, Record::Memory { stored, .. } if lacks(stored, keeps)));
-    }
-    Ok(count)
 }
