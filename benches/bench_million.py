@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def resumed(length: str, *, cold: bool = False) -> dict[str, Any]:
     return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
 
 
+@functools.cache
+def predicted(length: str) -> dict[str, Any]:
+    """How well that text's last tokens are told with all before them, and with the 4K before them."""
+    place, _ = kept(length)
+    (session,) = (place / "sessions" / "sessions").glob("*.session")
+    settings = map(str, (place / "sessions", session.stem, RAM, BUDGET))
+    command = [sys.executable, "-m", "benches.long_text", *settings]
+    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+
+
 def read_rate(length: str) -> float:
     """Tokens per second of the reading."""
     (reading,) = kept(length)[1]["reading"].values()
@@ -62,6 +73,28 @@ def read_rate(length: str) -> float:
 )
 def facts_1m() -> Result:
     return found_in(kept("1M")[1])
+
+
+@figure(
+    "ppl_1m_over_4k",
+    "perplexity of a book's last 2,048 tokens with 1M tokens before them over that with 4K before them",
+    unit="times",
+    target=1.0,
+    at_most=True,
+    peer="the same model and tokens, dense, 4,096 tokens before each 512 of them",
+    limit="what the far past tells of a text's next words: 1 where it tells nothing",
+    takes_hours=True,
+)
+def ppl_1m_over_4k() -> Result:
+    found = predicted("1M")
+    long, short = found["nats"], found["nats_4k"]
+    samples = [math.exp(one - other) for one, other in zip(long, short, strict=True)]
+    details = {
+        "ppl_1m": round(math.exp(statistics.mean(long)), 3),
+        "ppl_4k": round(math.exp(statistics.mean(short)), 3),
+        "tokens": found["tokens"],
+    }
+    return Result(samples, details)
 
 
 @figure(

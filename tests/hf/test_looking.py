@@ -142,7 +142,6 @@ def test_bad_arguments_are_named(ids):
         ({"budget": 8}, "budget=8"),
         ({"own": -1}, "own=-1"),
         ({"candidates": -1}, "candidates=-1"),
-        ({"margin": float("nan")}, "margin=nan"),
     ):
         with pytest.raises(ValueError, match=named):
             Look(**arguments)
@@ -170,10 +169,11 @@ def test_places_are_far_blocks_of_the_highest_scores():
     assert looking._apart([5, 3, 9, 8, 11], how) == [5, 9]
 
 
-def test_places_are_kept_that_make_the_question_nearly_as_likely():
-    how = Look(places=3, margin=2.0)
-    assert looking._likely([7, 1, 9, 4], [-30.0, -12.0, -13.5, -14.5], how) == [1, 9]
-    assert looking._likely([7, 1, 9, 4], [-1.0, -1.0, -1.0, -1.0], how) == [7, 1, 9]
+def test_places_are_read_that_make_the_question_most_likely():
+    how = Look(places=3, neighbours=1)
+    assert looking._likely([7, 1, 9, 4], [-30.0, -12.0, -13.5, -14.5], how) == [1, 9, 4]
+    # What is read with a better place is none of its own.
+    assert looking._likely([7, 1, 8, 2, 4], [-1.0, -4.0, -2.0, -3.0, -9.0], how) == [7, 2, 4]
     assert looking._likely([], [], how) == []
 
 
@@ -205,7 +205,7 @@ def likelihood_of(model, cache, question, blocks):
 
 def test_places_are_read_one_at_a_time(ids, monkeypatch):
     model, question = build("llama"), ids[880:]
-    how = Look(places=3, neighbours=1, candidates=4, margin=1.0, budget=512)
+    how = Look(places=3, neighbours=1, candidates=4, budget=512)
     seen = {}
     plain = looking._likelihood
 
@@ -221,9 +221,11 @@ def test_places_are_read_one_at_a_time(ids, monkeypatch):
         assert 4 <= len(seen) <= 8
         for blocks, likelihood in seen.items():
             assert likelihood == pytest.approx(likelihood_of(model, cache, question, blocks), abs=1e-3)
-    best = max(seen.values())
-    kept = sorted(seen, key=lambda blocks: -seen[blocks])[:3]
-    assert found == sorted({block for one in kept if seen[one] >= best - 1 for block in one})
+    best = sorted(seen, key=lambda blocks: -seen[blocks])
+    assert set(best[0]) <= set(found)
+    # Three places, of which none is among another's neighbours.
+    assert 2 * 3 + 1 <= len(found) <= 3 * 3
+    assert set(found) <= {block for one in best for block in one}
 
 
 def test_a_driver_looks_where_the_cache_can(ids):

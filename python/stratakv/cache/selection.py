@@ -102,12 +102,10 @@ class Look:
     """How a question is looked up in a context that is longer than its model was trained on.
 
     Attributes:
-        places: so many blocks at most are then read by all heads.
+        places: so many blocks, those that make the question most likely, are then read by all heads.
         neighbours: blocks on each side of a place that are read with it.
         candidates: so many places that the heads vote for, and as many that have the question's words, are
             read one at a time, to see how likely each makes the question; 0 goes by the votes alone.
-        margin: places are read that make the question at most so much less likely than the best does, in
-            nats of all its tokens.
         own: blocks that each head chooses besides.
         question: tokens at the end of the prompt that ask; the more, the longer it takes.
         budget: tokens that a step reads per head while it looks.
@@ -116,17 +114,14 @@ class Look:
         ValueError: a number out of range; the message says what is accepted.
     """
 
-    places: int = 8
-    neighbours: int = 2
+    places: int = 4
+    neighbours: int = 4
     candidates: int = 16
-    margin: float = 6.0
     own: int = 0
     question: int = 64
     budget: int = 2048
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0:
-            raise ValueError(f"margin={self.margin!r}: accepted are numbers from 0 on")
         least = {"places": 1, "neighbours": 0, "candidates": 0, "own": 0, "question": 1, "budget": 256}
         for name, accepted in least.items():
             value = getattr(self, name)

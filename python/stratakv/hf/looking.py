@@ -5,7 +5,7 @@ these fetch is lost among what the others read. So a question is processed sever
 where every block collects the cubes of its shares of the attention, over all layers, heads and tokens of the
 question. The places that collected most, and those with the question's rare words, are then read one at a
 time: each makes the question more or less likely (Sachan et al., "Improving Passage Retrieval with Zero-Shot
-Question Generation", 2022). At last, in earnest, all heads read the places that make it most likely.
+Question Generation", 2022). At last, in earnest, all heads read the few places that make it most likely.
 docs/selection.md has the measurements.
 """
 
@@ -65,7 +65,7 @@ def agreed_blocks(
             return _around(_places(votes_N, far, how, how.places), far, how)
         words_N = torch.from_numpy(word_scores(ids[:first], question, neighbours=how.neighbours))
         by_votes, by_words = (_places(one, far, how, how.candidates) for one in (votes_N, words_N))
-        # Of both kinds there may be two that overlap: together they are wider, or one is nearer.
+        # Of both kinds there may be two that overlap: one of them may be nearer.
         places = list(dict.fromkeys([*by_votes, *by_words]))
         likelihoods = [_likelihood(fork, model, question, _around([one], far, how), steps) for one in places]
     return _around(_likely(places, likelihoods, how), far, how)
@@ -129,10 +129,9 @@ def _apart(places: list[int], how: Look) -> list[int]:
 
 
 def _likely(places: list[int], likelihoods: list[float], how: Look) -> list[int]:
-    """The places that make the question most likely, the best first."""
+    """The places that make the question most likely, the best first, none beside a better one."""
     order = sorted(range(len(places)), key=lambda at: -likelihoods[at])
-    best = likelihoods[order[0]] if order else 0.0
-    return [places[at] for at in order[: how.places] if likelihoods[at] >= best - how.margin]
+    return _apart([places[at] for at in order], how)[: how.places]
 
 
 def _around(places: list[int], far: range, how: Look) -> list[int]:
