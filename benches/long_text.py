@@ -1,4 +1,4 @@
-"""Predicts a session's last tokens again, in a process of its own: prints one JSON line, for `bench_million.py`.
+"""Predicts a session's last tokens again, in a process of its own; prints one JSON line.
 
 python -m benches.long_text DIRECTORY NAME RAM BUDGET
 
@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,19 +65,18 @@ def main() -> None:
     model = load(find_model(None)).model
     ids = list(saved_ids(str(directory), name, ram=ram))
 
-    def begin(given: list[int]) -> Tensor:
-        return model(input_ids=torch.tensor([given]), use_cache=False).logits[0]
+    def logits(given: list[int], **options: Any) -> Tensor:
+        logits_TV: Tensor = model(input_ids=torch.tensor([given]), **options).logits[0]
+        return logits_TV
 
     with open_selecting(model, str(directory), budget=budget, out=out, ram=ram, name=name) as cache:
         cache.match(ids)
         with cache.fork() as fork:
             fork.crop(len(ids) - PARTS * PART - 1 - fork.get_seq_length())
 
-            def go_on(given: list[int]) -> Tensor:
-                return model(input_ids=torch.tensor([given]), use_cache=True, **cache_kwargs(fork)).logits[0]
-
-            long = with_all(go_on, ids)
-    print(json.dumps({"tokens": len(ids), "nats": long, "nats_4k": with_little(begin, ids)}))
+            long = with_all(partial(logits, use_cache=True, **cache_kwargs(fork)), ids)
+    short = with_little(partial(logits, use_cache=False), ids)
+    print(json.dumps({"tokens": len(ids), "nats": long, "nats_4k": short}))
 
 
 if __name__ == "__main__":
