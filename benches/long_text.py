@@ -38,7 +38,8 @@ def with_all(forward: Callable[[list[int]], Tensor], ids: list[int]) -> list[flo
     for start in range(first, len(ids), PIECE):
         logits_TV = forward(ids[start - 1 : start - 1 + PIECE])
         losses.append(nats(logits_TV, torch.tensor(ids[start : start + PIECE])))
-    return [float(part_T.mean()) for part_T in torch.cat(losses).split(PART)]
+    means: list[float] = torch.cat(losses).view(PARTS, PART).mean(1).tolist()
+    return means
 
 
 def with_little(forward: Callable[[list[int]], Tensor], ids: list[int]) -> list[float]:
@@ -73,7 +74,6 @@ def main() -> None:
         cache.match(ids)
         with cache.fork() as fork:
             fork.crop(len(ids) - PARTS * PART - 1 - fork.get_seq_length())
-
             long = with_all(partial(logits, use_cache=True, **cache_kwargs(fork)), ids)
     short = with_little(partial(logits, use_cache=False), ids)
     print(json.dumps({"tokens": len(ids), "nats": long, "nats_4k": short}))
