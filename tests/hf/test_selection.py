@@ -57,6 +57,20 @@ def test_guessed_tokens_are_checked_as_if_they_came_one_by_one(mode):
             assert torch.equal(_run(model, inputs, cache, **MODES[mode]), expected)
 
 
+@pytest.mark.parametrize("budget", [256, 512, 2048])
+def test_what_is_read_past_the_trained_window_fits_it(budget):
+    """Tiny models are trained on 512 tokens: they know no number beyond."""
+    model = build("llama")
+    with stratakv.attach(model), open_cache(model, Selection(budget=budget, unread=0.0)) as cache:
+        assert cache.reads_all_of(512)
+        last_logits(model, prompt(704)[:, :-1], cache)
+        last_logits(model, prompt(704)[:, -1:], cache)
+        assert not cache.reads_all_of(704)
+        assert cache.stats()["cache"]["read_tokens"] == 512
+        cache.select(None)
+        assert cache.reads_all_of(704)
+
+
 def test_padded_rows_are_masked_as_ever():
     model = build("llama")
     ids = prompt(60, rows=2)

@@ -14,10 +14,12 @@ class Selection:
     """How much a step reads per KV head, in tokens; rounded up to blocks of 16.
 
     Attributes:
-        budget: tokens that a step reads, sinks and window included.
+        budget: tokens that a step reads, sinks and window included. Of contexts that are longer than what
+            the model was trained on never more than that, however much it may grow.
         sinks: the first tokens, always read.
         window: the last tokens, always read.
-        dense_below: contexts of up to so many tokens are read whole; None is twice the budget.
+        dense_below: contexts of up to so many tokens are read whole; None is twice the budget, or the
+            length that the model was trained on where that is less.
         dense_prefill_below: the same for a prefill, which selects for 64 tokens at a time; None is the
             length that the model was trained on.
         unread: share of the attention mass, estimated from the summaries, above which a step
@@ -69,17 +71,16 @@ class Selection:
             return budget
         return cls(budget=budget)
 
-    def reads_all_of(self, tokens: int) -> bool:
-        """Whether a step over a context of that length reads it whole."""
-        return tokens <= self._dense_tokens
+    def reads_all_of(self, tokens: int, trained_tokens: int) -> bool:
+        """Whether a step over a context of that length reads it whole, in a model of that trained length."""
+        return tokens <= self._dense_tokens(trained_tokens)
 
     def far_blocks(self, tokens: int) -> range:
         """The blocks of a context of that length between the sinks and the window."""
         return range(_blocks(self.sinks), max(tokens - self.window, 0) // BLOCK_TOKENS)
 
-    @property
-    def _dense_tokens(self) -> int:
-        return _or(self.dense_below, 2 * self.budget)
+    def _dense_tokens(self, trained_tokens: int) -> int:
+        return _or(self.dense_below, min(2 * self.budget, trained_tokens))
 
     def native(self, trained_tokens: int) -> dict[str, Any]:
         """The engine's arguments; contexts past `trained_tokens` are numbered by what is read."""
@@ -90,7 +91,7 @@ class Selection:
             "unread": self.unread,
             "growth": self.growth,
             "critical": self.critical_fraction,
-            "dense_below": self._dense_tokens,
+            "dense_below": self._dense_tokens(trained_tokens),
             "dense_prefill_below": _or(self.dense_prefill_below, trained_tokens),
             "trained_tokens": trained_tokens,
             "sketches": self.sketches,

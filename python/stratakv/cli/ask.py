@@ -211,7 +211,7 @@ def _answer(driver: Driver, cache: TieredCache, prompt: Prompt, args: argparse.N
 def _ask_where_it_looks(cache: TieredCache, tokens: int) -> None:
     """Short texts are read whole, and looked at block by block all the same: their answers have sources."""
     selection = cache.selection
-    if selection is not None and selection.reads_all_of(tokens):
+    if selection is not None and cache.reads_all_of(tokens):
         cache.select(
             replace(
                 selection,

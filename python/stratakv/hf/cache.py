@@ -391,13 +391,21 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
                 "`with stratakv.attach(model):`, or leave the budget out for exact decoding"
             )
         if self._table.num_slots:
-            trained_tokens = self.attachment.trained_tokens if self.attachment is not None else 0
-            self._table.select(selection, trained_tokens or NO_TRAINED_WINDOW)
+            self._table.select(selection, self._trained_tokens)
 
     @property
     def selection(self) -> Selection | None:
         """What a step reads of a long context; None where that is everything."""
         return self._table.selection
+
+    def reads_all_of(self, tokens: int) -> bool:
+        """Whether a step over a context of that many tokens reads it whole."""
+        return self.selection is None or self.selection.reads_all_of(tokens, self._trained_tokens)
+
+    @property
+    def _trained_tokens(self) -> int:
+        """Tokens that the model was trained on at once."""
+        return (self.attachment.trained_tokens if self.attachment else 0) or NO_TRAINED_WINDOW
 
     def look(
         self,
@@ -437,7 +445,7 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         model = None if self.binding is None else self.binding.model
         if model is None or self.attachment is None or self.selection is None:
             return []
-        if not self.get_seq_length() or len(ids) <= (self.attachment.trained_tokens or NO_TRAINED_WINDOW):
+        if not self.get_seq_length() or len(ids) <= self._trained_tokens:
             return []
         how = how or Look()
         self.focus(agreed_blocks(self, model, ids, how, on_token), how.own)

@@ -58,9 +58,16 @@ class Plan:
         asking = -(-max((part_tokens or 1) - tail, 0) // BLOCK_TOKENS)
         window = max(blocks["window"] + own_blocks - tail_blocks, asking)
         always = blocks["sinks"] + window
-        is_focused = focus_blocks is not None
+        is_focused, is_compact = focus_blocks is not None, length > trained_tokens
+        most, growth = blocks["blocks"], blocks["growth"]
+        if is_compact:
+            # What is read is numbered without gaps, and the model knows no number beyond its window.
+            least = blocks["sinks"] + blocks["window"]
+            room = max(trained_tokens // BLOCK_TOKENS - own_blocks, least)
+            most = min(most, room)
+            growth = min(growth, (room + own_blocks) / (most + own_blocks))
         budget = Budget(
-            blocks=max(blocks["blocks"] + own_blocks - tail_blocks, always)
+            blocks=max(most + own_blocks - tail_blocks, always)
             if focus_blocks is None
             else always + focus_blocks,
             sinks=blocks["sinks"],
@@ -68,9 +75,8 @@ class Plan:
             critical=blocks["critical"],
             # What a focus leaves unread is left on purpose.
             unread=1.0 if is_focused else blocks["unread"],
-            growth=1.0 if is_focused else blocks["growth"],
+            growth=1.0 if is_focused else growth,
         )
-        is_compact = length > trained_tokens
         far_pages = max(trained_tokens // FAR_SHARE // page_tokens, 1) if is_compact else None
         return cls(pages, tail, budget, far_pages)
 

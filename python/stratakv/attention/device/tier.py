@@ -85,7 +85,7 @@ class HotTier:
             device == self.device
             and selection is not None
             and length >= self.table.page_tokens
-            and not selection.reads_all_of(length)
+            and not selection.reads_all_of(length, self.table.trained_tokens)
         )
 
     def attend(self, slot: int, query_BQTD: Tensor, scale: float) -> Tensor:

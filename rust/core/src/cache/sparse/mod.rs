@@ -179,7 +179,18 @@ impl Selection {
             return Budget { blocks: length.div_ceil(BLOCK_TOKENS), critical: 1.0, ..budget };
         }
         let own = if is_step { 0 } else { tokens.div_ceil(BLOCK_TOKENS) };
+        let budget = if length > self.trained_tokens { self.within_trained(own) } else { budget };
         Budget { blocks: budget.blocks + own, window: budget.window + own, ..budget }
+    }
+
+    /// The budget, its guard's growth included, cut to what fits the trained window beside `own` blocks: what
+    /// is read is numbered without gaps, and the model knows no number beyond.
+    fn within_trained(&self, own: usize) -> Budget {
+        let Budget { sinks, window, guard, .. } = self.budget;
+        let room = (self.trained_tokens / BLOCK_TOKENS).saturating_sub(own).max(sinks + window);
+        let blocks = self.budget.blocks.min(room);
+        let growth = guard.growth.min((room + own) as f32 / (blocks + own) as f32);
+        Budget { blocks, guard: Guard { growth, ..guard }, ..self.budget }
     }
 }
 

@@ -98,10 +98,11 @@ proptest! {
         compact in any::<bool>(),
     ) {
         let (rotary, shape) = (rotary(pairs, interleaved), [1, 2 * pairs + rest, dv]);
-        let mut cache = cache(&rotary, store(), Some(selection(blocks, if compact { 0 } else { 10_000 })));
+        let trained = if compact { blocks * BLOCK_TOKENS } else { 10_000 };
+        let mut cache = cache(&rotary, store(), Some(selection(blocks, trained)));
         let mut row = ids(length, 3);
         feed(&mut cache, std::slice::from_ref(&row), shape, DType::F32);
-        check(&mut cache, &rotary, &row, shape, new, compact);
+        check(&mut cache, &rotary, &row, shape, new, row.len() > trained);
         prop_assert!(read_tokens(&cache, length).len() <= (blocks + 2) * BLOCK_TOKENS);
         let mut fork = cache.fork().unwrap();
         cache.crop(crop);
@@ -110,7 +111,7 @@ proptest! {
         feed(&mut cache, std::slice::from_ref(&fresh), shape, DType::F32);
         let kept = row.len();
         row.extend(&fresh);
-        check(&mut cache, &rotary, &row, shape, new, compact);
+        check(&mut cache, &rotary, &row, shape, new, row.len() > trained);
         feed(&mut fork, &[ids(50, 1)], shape, DType::F32);
         prop_assert!(kept <= crop);
     }
@@ -121,7 +122,7 @@ proptest! {
 fn the_tokens_of_a_step_get_what_they_get_one_by_one() {
     let (rotary, shape) = (rotary(4, false), [2, 8, 6]);
     // On both sides of a page's end, of the trained window's and of the length that is read whole.
-    for (length, trained, dense_below) in [(704, 700, 0), (704, 0, 701), (710, 10_000, 0)] {
+    for (length, trained, dense_below) in [(704, 700, 0), (704, 96, 701), (710, 10_000, 0)] {
         let rows = [ids(length, 3), ids(length, 5)];
         let selection = Selection { dense_below, ..selection(6, trained) };
         let mut cache = cache(&rotary, store(), Some(selection));
@@ -163,7 +164,7 @@ fn prefilling(blocks: usize, trained_tokens: usize) -> Selection {
 fn a_part_of_a_prefill_equals_attention_over_what_it_reads() {
     let (rotary, shape) = (rotary(4, false), [1, 9, 5]);
     for (compact, new) in [(false, 64), (true, 64), (false, 40), (true, 33)] {
-        let trained = if compact { 0 } else { 10_000 };
+        let trained = if compact { (6 + 4) * BLOCK_TOKENS } else { 10_000 };
         let mut cache = cache(&rotary, store(), Some(prefilling(6, trained)));
         let row = ids(704, 3);
         feed(&mut cache, std::slice::from_ref(&row), shape, DType::F32);
@@ -222,14 +223,31 @@ fn a_budget_of_everything_is_dense_attention() {
     };
     let (dense, nothing) = attend(None);
     assert_eq!(nothing, None);
-    for trained in [0, 10_000] {
-        let (found, selected) = attend(Some(selection(1000, trained)));
-        for index in 0..2 * 4 * 3 * 6 {
-            let (found, dense) = (DType::F32.read(&found.bytes, index), DType::F32.read(&dense.bytes, index));
-            assert!((found - dense).abs() < 1e-5, "{found} {dense}");
+    let (found, selected) = attend(Some(selection(1000, 10_000)));
+    for index in 0..2 * 4 * 3 * 6 {
+        let (found, dense) = (DType::F32.read(&found.bytes, index), DType::F32.read(&dense.bytes, index));
+        assert!((found - dense).abs() < 1e-5, "{found} {dense}");
+    }
+    let selected = selected.unwrap();
+    assert!((selected.tokens - 700.0).abs() < 1e-3 && selected.unread == 0.0, "{selected:?}");
+}
+
+/// The model knows no numbers beyond its trained window, whatever the budget and its guard ask for.
+#[test]
+fn what_is_read_of_a_longer_context_fits_the_trained_window() {
+    let (rotary, shape, trained) = (rotary(4, false), [1, 8, 6], 20 * BLOCK_TOKENS);
+    for (blocks, growth, fewest) in [(5, 1.0, 5), (5, 3.0, 15), (15, 8.0, 20), (1000, 2.0, 20)] {
+        for new in [1, 64] {
+            let mut selection = prefilling(blocks, trained);
+            selection.budget.guard = Guard { unread: 0.0, growth };
+            let mut cache = cache(&rotary, store(), Some(selection));
+            let row = ids(704, 3);
+            feed(&mut cache, std::slice::from_ref(&row), shape, DType::F32);
+            check(&mut cache, &rotary, &row, shape, new, true);
+            let read = read_tokens(&cache, 704).len();
+            assert!(read <= trained, "{read} tokens of {blocks} blocks, grown by {growth}, for {new}");
+            assert!(new > 1 || read == fewest * BLOCK_TOKENS, "{read} tokens of {blocks} blocks");
         }
-        let selected = selected.unwrap();
-        assert!((selected.tokens - 700.0).abs() < 1e-3 && selected.unread == 0.0, "{selected:?}");
     }
 }
 
