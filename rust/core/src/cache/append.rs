@@ -9,7 +9,7 @@ use super::{Extent, KvCache, ReadRows};
 use crate::error::{Error, Result};
 use crate::interrupt::Poll;
 use crate::session::LayerShape;
-use crate::store::{Lifetime, Store};
+use crate::store::{Lifetime, Planes, Store};
 use crate::tier::ram::{Page, PageMut};
 
 impl KvCache {
@@ -114,10 +114,11 @@ impl KvCache {
     fn seal(&mut self, index: usize, page: usize, layout: &Layout) -> Result<()> {
         for row in 0..self.rows {
             let (keys, lifetime) = self.next_keys(index, row, page);
+            let spare = self.private_keys(index);
             let layer = &mut self.layers[index];
             // Writing made it this row's own.
             let open = layer.tables[row].open.take().and_then(Arc::into_inner).ok_or_else(still_shared);
-            match open.and_then(|open| seal_page(&self.store, layout, keys, open, lifetime)) {
+            match open.and_then(|open| seal_page(&self.store, layout, keys, open, lifetime, spare)) {
                 Ok((sealed, page, residual)) => {
                     layer.tables[row].push_sealed(sealed);
                     let bytes = match &residual {
@@ -138,14 +139,18 @@ impl KvCache {
 
     /// The identity of a full page: its place in the row's chain, or a name of its own.
     fn next_keys(&mut self, layer: usize, row: usize, page: usize) -> (SealedKeys, Lifetime) {
-        let in_planes = self.config.planes;
-        if let Some(chain) = self.notes.get(row).and_then(|notes| notes.chain(page)) {
-            return (SealedKeys::of(&chain, layer as u32, in_planes), Lifetime::Durable);
+        match self.notes.get(row).and_then(|notes| notes.chain(page)) {
+            Some(chain) => (SealedKeys::of(&chain, layer as u32, self.config.planes), Lifetime::Durable),
+            None => (self.private_keys(layer), Lifetime::Private),
         }
+    }
+
+    /// Keys that nothing else has.
+    fn private_keys(&mut self, layer: usize) -> SealedKeys {
         self.private_count += 1;
         let count = self.private_count;
         let chain = self.private.extend(&[count as u32, (count >> 32) as u32], b"");
-        (SealedKeys::of(&chain, layer as u32, in_planes), Lifetime::Private)
+        SealedKeys::of(&chain, layer as u32, self.config.planes)
     }
 }
 
@@ -157,8 +162,9 @@ fn seal_page(
     keys: SealedKeys,
     open: PageMut,
     lifetime: Lifetime,
+    spare: SealedKeys,
 ) -> Result<(Arc<SealedPage>, Page, Option<Page>)> {
-    let Some(residual_key) = keys.residual else {
+    let (Some(keys), Some(spare)) = (keys.planes(), spare.planes()) else {
         let page = store.seal(keys.page, open, lifetime)?;
         let sealed = SealedPage::adopt(store, keys);
         sealed.page.seen(&page);
@@ -168,9 +174,11 @@ fn seal_page(
     let mut residual = store.allocate(layout.sealed_bytes(true))?;
     layout.encode(&open, &mut codes, &mut residual);
     drop(open);
-    let residual = store.seal_archival(residual_key, residual, lifetime)?;
-    let codes = store.seal(keys.page, codes, lifetime).inspect_err(|_| store.release(&[residual_key]))?;
-    let sealed = SealedPage::adopt(store, keys);
+    let Planes { keys: [page, residual_key], pages: [codes, residual] } =
+        store.seal_planes(keys, [codes, residual], lifetime, spare)?;
+    let sealed = SealedPage::adopt(store, SealedKeys { page, residual: Some(residual_key) });
+    layout.check_sealed(&codes, false)?;
+    layout.check_sealed(&residual, true)?;
     sealed.page.seen(&codes);
     sealed.residual.iter().for_each(|held| held.seen(&residual));
     Ok((sealed, codes, Some(residual)))

@@ -21,7 +21,7 @@ use crate::key::PageKey;
 use crate::score::{BLOCK_TOKENS, DIRECTIONS, Sketch, Summary};
 use crate::session::{CHAPTER_PAGES, LayerShape};
 use crate::simd::prefetch_near;
-use crate::store::{Lifetime, Store};
+use crate::store::Store;
 use crate::tier::ram::PageMut;
 
 /// Bytes of the far place.
@@ -152,16 +152,13 @@ impl Digest {
         self.sketches.push(store, layout.sketch, layout.sketches_of(chapter))
     }
 
-    /// Stores a copy of the chapter that was sketched last, unless one is stored under that name.
+    /// Stores a copy of the chapter that was sketched last. One that is stored under that name and differs
+    /// was made of pages that are no more.
     pub(super) fn keep(&self, store: &Store, key: PageKey) -> Result<()> {
-        if !store.contains(key) {
-            let held = &self.chapters[self.sketched() - 1];
-            let mut copy = store.allocate(held.len())?;
-            copy.copy_from_slice(held);
-            store.seal_archival(key, copy, Lifetime::Durable)?;
-            store.release(&[key]);
-        }
-        Ok(())
+        let held = &self.chapters[self.sketched() - 1];
+        let mut copy = store.allocate(held.len())?;
+        copy.copy_from_slice(held);
+        store.renew(key, copy)
     }
 
     /// Takes up a copy of a stored chapter as the next one; false where it is none, or for another place.

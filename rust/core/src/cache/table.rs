@@ -69,6 +69,11 @@ impl SealedKeys {
         Self { page: chain.page(layer), residual: in_planes.then(|| chain.residual(layer)) }
     }
 
+    /// Of a cache that keeps planes, of the codes and of the residuals.
+    pub(super) fn planes(&self) -> Option<[PageKey; 2]> {
+        self.residual.map(|residual| [self.page, residual])
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = PageKey> {
         [Some(self.page), self.residual].into_iter().flatten()
     }

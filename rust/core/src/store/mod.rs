@@ -11,6 +11,7 @@ mod config;
 mod memory;
 mod request;
 mod room;
+mod seal;
 mod sessions;
 mod state;
 mod stats;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 pub use config::StoreConfig;
 pub use request::Request;
 pub use room::Freed;
+pub use seal::Planes;
 pub use sessions::{SessionInfo, Verification};
 pub use state::Counters;
 pub use stats::Stats;
@@ -38,7 +40,7 @@ use crate::recovery::{Recovered, recover};
 use crate::sync::thread::JoinHandle;
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::tier::lock::DirectoryLock;
-use crate::tier::ram::{Arena, Page, PageMut};
+use crate::tier::ram::{Arena, PageMut};
 
 /// How often a wait looks for Ctrl-C.
 const TICK: Duration = Duration::from_millis(50);
@@ -171,47 +173,6 @@ impl Store {
     pub fn allocate(&self, len: usize) -> Result<PageMut> {
         self.inner.check()?;
         self.inner.allocate(len)
-    }
-
-    /// Makes a filled page known under its key, with one reference for the caller.
-    /// Where the key is in RAM already the given page is dropped and the present one gets the
-    /// reference. Returns the page that is kept.
-    ///
-    /// # Errors
-    /// `Poisoned` after a failed sync; `Forked`.
-    pub fn seal(&self, key: PageKey, page: PageMut, lifetime: Lifetime) -> Result<Page> {
-        self.seal_as(key, page, lifetime, false)
-    }
-
-    /// [`Store::seal`] of a page that is to leave RAM before all others, once it is written: one that
-    /// few will ask for.
-    ///
-    /// # Errors
-    /// As [`Store::seal`].
-    pub fn seal_archival(&self, key: PageKey, page: PageMut, lifetime: Lifetime) -> Result<Page> {
-        self.seal_as(key, page, lifetime, true)
-    }
-
-    fn seal_as(&self, key: PageKey, mut page: PageMut, lifetime: Lifetime, transient: bool) -> Result<Page> {
-        self.inner.check()?;
-        page.zero_padding();
-        let page = Arc::new(page);
-        let mut state = self.inner.state.lock();
-        if let Some(cause) = &state.poisoned {
-            return Err(Error::Poisoned(cause.clone()));
-        }
-        let stored = state.is_stored(key);
-        let fresh = state.insert_page(key, page.clone(), lifetime, transient);
-        state.retain(key, lifetime);
-        let kept = state.held(key, lifetime).page.clone().unwrap_or(page);
-        if fresh && stored {
-            state.set_copy(key, Copy::Stored);
-        }
-        self.inner.queue_unwritten(&mut state, key);
-        if self.inner.has_work(&state) {
-            self.inner.work.notify_one();
-        }
-        Ok(kept)
     }
 
     /// One more reference to each page; unknown keys are remembered too, as missing.

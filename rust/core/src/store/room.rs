@@ -296,7 +296,8 @@ pub(super) fn read_whole(file: &dyn DiskFile, location: &Location) -> Result<Opt
 }
 
 impl State {
-    fn is_referenced(&self, key: PageKey) -> bool {
+    /// Whether somebody uses, reads or writes a page.
+    pub(super) fn is_referenced(&self, key: PageKey) -> bool {
         self.pages
             .get(&key)
             .is_some_and(|held| held.refs > 0 || held.copy == Copy::Writing || held.waiters.is_some())

@@ -91,7 +91,7 @@ fn archival_pages_leave_ram_first_and_come_back() {
     for number in 6..12 {
         let mut page = store.allocate(PAGE).unwrap();
         page.fill(number as u8);
-        store.seal_archival(key(number), page, Lifetime::Durable).unwrap();
+        store.renew(key(number), page).unwrap();
     }
     store.flush().unwrap();
     let fresh: Vec<_> = (0..10).map(|_| store.allocate(PAGE).unwrap()).collect();
@@ -331,4 +331,115 @@ fn a_directory_of_many_segments_needs_few_descriptors() {
         check(&store, 0..runs);
         assert!(open.load(std::sync::atomic::Ordering::SeqCst) <= 256);
     }
+}
+
+/// Both planes of page `number`, of one content each.
+fn put_planes(store: &Store, number: u64, content: u8) -> Planes {
+    let planes = [content, content + 100].map(|content| {
+        let mut page = store.allocate(PAGE).unwrap();
+        page.fill(content);
+        page
+    });
+    let keys = [key(number), key(number + 1000)];
+    store.seal_planes(keys, planes, Lifetime::Durable, [key(number + 2000), key(number + 3000)]).unwrap()
+}
+
+/// What is in a pair: a content that both planes have, and whether they are under the page's own keys.
+fn told(planes: &Planes, number: u64) -> (u8, bool) {
+    let [codes, residual] = &planes.pages;
+    assert!(codes.iter().all(|byte| *byte == codes[0]));
+    assert!(residual.iter().all(|byte| *byte == codes[0] + 100), "two planes of one page");
+    (codes[0], planes.keys == [key(number), key(number + 1000)])
+}
+
+#[test]
+fn planes_are_kept_or_replaced_together() {
+    // What has left RAM before others come under the same keys.
+    for gone in [vec![], vec![0], vec![1], vec![0, 1]] {
+        let disk = MemoryDisk::new();
+        let store = open(&disk, 32);
+        let first = put_planes(&store, 1, 1);
+        assert_eq!(told(&first, 1), (1, true));
+        let keys = first.keys;
+        drop(first);
+        store.flush().unwrap();
+        let gone: Vec<_> = gone.into_iter().map(|plane| keys[plane]).collect();
+        store.let_go(&gone);
+        assert_eq!(told(&put_planes(&store, 1, 2), 1), (1, true), "{gone:?}");
+        // All references given back, and the same again.
+        (0..2).for_each(|_| store.release(&keys));
+        store.let_go(&gone);
+        assert_eq!(told(&put_planes(&store, 1, 3), 1), (1, true), "{gone:?}");
+        drop(store);
+        assert_eq!(told(&put_planes(&open(&disk, 32), 1, 4), 1), (1, true), "{gone:?}");
+    }
+}
+
+#[test]
+fn half_a_page_is_replaced_unless_somebody_uses_it() {
+    for (lost, is_used) in [(0, false), (1, false), (0, true), (1, true)] {
+        let disk = MemoryDisk::new();
+        let store = open(&disk, 32);
+        let keys = put_planes(&store, 1, 1).keys;
+        store.flush().unwrap();
+        store.let_go(&keys);
+        store.inner.state.lock().unindex(keys[lost]);
+        if !is_used {
+            store.release(&keys);
+        }
+        let second = put_planes(&store, 1, 2);
+        assert_eq!(told(&second, 1), (2, !is_used), "{lost}");
+        drop(second);
+        if is_used {
+            assert_eq!(get(&store, if lost == 0 { 1001 } else { 1 }).unwrap()[0], [1, 101][1 - lost]);
+            continue;
+        }
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(told(&put_planes(&open(&disk, 32), 1, 3), 1), (2, true), "{lost}");
+    }
+}
+
+#[test]
+fn damaged_planes_are_no_reason_to_mix() {
+    for damaged in [vec![0], vec![1], vec![0, 1]] {
+        let disk = MemoryDisk::new();
+        let store = open(&disk, 32);
+        let keys = put_planes(&store, 1, 1).keys;
+        store.flush().unwrap();
+        store.release(&keys);
+        store.let_go(&keys);
+        for plane in &damaged {
+            // No body has this checksum.
+            store.inner.state.lock().index.get_mut(&keys[*plane]).unwrap().entry.crc ^= 1;
+        }
+        assert_eq!(told(&put_planes(&store, 1, 2), 1), (2, true), "{damaged:?}");
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(told(&put_planes(&open(&disk, 32), 1, 3), 1), (2, true), "{damaged:?}");
+    }
+}
+
+#[test]
+fn what_is_renewed_is_what_is_found() {
+    let disk = MemoryDisk::new();
+    let store = open(&disk, 32);
+    let renew = |store: &Store, content: u8| {
+        let mut page = store.allocate(PAGE).unwrap();
+        page.fill(content);
+        store.renew(key(1), page).unwrap();
+        store.flush().unwrap();
+    };
+    for content in [1, 1, 2] {
+        renew(&store, content);
+        assert_eq!(get(&store, 1).unwrap()[0], content);
+    }
+    assert_eq!(store.stats().counters.writes, 2, "what is the same is not written again");
+    drop(store);
+    let store = open(&disk, 32);
+    assert_eq!(get(&store, 1).unwrap()[0], 2);
+    // Somebody uses it.
+    store.retain(&[key(1)]);
+    renew(&store, 3);
+    assert_eq!(get(&store, 1).unwrap()[0], 2);
 }

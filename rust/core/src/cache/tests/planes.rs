@@ -309,3 +309,37 @@ fn copies_of_what_is_not_there_are_refused() {
     assert!(message(cache.copy_summaries(0, 0, 3, &mut [], &Inline)).contains("select"));
     assert!(cache.page_keys(0, &[(1, 0)]).is_err());
 }
+
+/// The same tokens computed in another order give other values. What a page's identity is known with is
+/// what is read of it, whatever of it is in RAM, and never one plane of this and one of that.
+#[test]
+fn a_page_that_is_known_with_other_values_is_kept_whole() {
+    let (rotary, shape, length) = (rotary(4, false), [2, 8, 6], 3 * PAGE_TOKENS);
+    for gone in [[false, false], [true, false], [false, true], [true, true]] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = small_store(&directory);
+        let mut cache = KvCache::new(store.clone(), in_planes(&rotary)).unwrap();
+        grow(&mut cache, 0..length, shape, DType::Bf16);
+        store.flush().unwrap();
+        let expected = contents(&mut cache, 1, shape, DType::Bf16);
+        for sealed in cache.layers.iter().flat_map(|layer| layer.tables[0].sealed.iter()) {
+            for (held, _) in sealed.parts().zip(gone).filter(|(_, gone)| *gone) {
+                store.let_go(&[held.key()]);
+            }
+        }
+        let mut again = KvCache::new(store.clone(), in_planes(&rotary)).unwrap();
+        let noted: Vec<u32> = (0..length).map(|token| token as u32 % 50).collect();
+        again.note_tokens(&[&noted], &[b""]).unwrap();
+        for layer in 0..2 {
+            // Other scales, and other codes.
+            let other = |dim, layer| {
+                let plain = uneven(0..length, layer, dim, shape[0], DType::Bf16);
+                plain.clone().filled(|b, h, t, d| plain.at(b, h, t, d) * -37.5)
+            };
+            again.append(layer, &other(shape[1], layer), &other(shape[2], layer + 1)).unwrap();
+        }
+        assert_eq!(contents(&mut again, 1, shape, DType::Bf16), expected, "{gone:?}");
+        again.select(Some(selection(7, 0.0))).unwrap();
+        check(&mut again, &rotary, shape, DType::Bf16);
+    }
+}
