@@ -65,19 +65,19 @@ impl Store {
             state.check_poisoned()?;
             let known = [0, 1].map(|plane| state.compare(keys[plane], &planes[plane]));
             if known.contains(&Known::Other) && !known.contains(&Known::Nothing) {
-                keys.iter().for_each(|key| state.retain(*key, lifetime));
+                for key in keys {
+                    state.retain(key, lifetime);
+                }
                 drop(state);
                 if let Some(pages) = self.both(keys)? {
                     return Ok(Planes { keys, pages });
                 }
                 continue;
             }
-            let others = keys.iter().zip(known).filter(|(_, known)| *known == Known::Other);
-            let (keys, lifetime) = if others.fold(true, |all, (key, _)| all & state.forget(*key)) {
-                (keys, lifetime)
-            } else {
-                (spare, Lifetime::Private)
-            };
+            // The half of a page, if there is one.
+            let is_free =
+                keys.iter().zip(known).all(|(key, known)| known != Known::Other || state.forget(*key));
+            let (keys, lifetime) = if is_free { (keys, lifetime) } else { (spare, Lifetime::Private) };
             return Ok(self.inner.insert_planes(&mut state, keys, planes, lifetime));
         }
         let mut state = self.inner.state.lock();
