@@ -215,10 +215,11 @@ class KvCache:
         """
     def select_all(self) -> None:
         """From now on `attend` reads everything."""
-    def focus(self, rows: Sequence[Sequence[int]], own: int) -> None:
+    def focus(self, rows: Sequence[Sequence[int]], own: int, since: int | None = None) -> None:
         """Blocks, by row and in any order, that all heads read where they select; no rows for none.
 
         Beside them a head reads the sinks, the window and `own` blocks of its choice, instead of a budget.
+        The window begins at block `since`, or later where what is read would not fit the trained window.
 
         Raises:
             ValueError: another number of rows than the cache has.

@@ -59,6 +59,22 @@ def test_all_heads_then_read_what_was_found(ids):
         assert all(set(found) <= set(blocks) for blocks in cache._table.read_blocks(0)[0])
 
 
+def test_a_long_answer_sees_its_question_and_its_beginning(ids):
+    model = build("llama")
+    with stratakv.attach(model), open_cache(model) as cache:
+        feed(model, cache, ids[:880])
+        cache.look(ids, HOW)
+        feed(model, cache, ids[880:])
+        # Far beyond the window of 32 tokens.
+        feed(model, cache, prompt(150)[0].tolist(), chunk=10)
+        asked = range(880 // 16, 1050 // 16)
+        for blocks in cache._table.read_blocks(0)[0]:
+            assert set(asked) <= set(blocks)
+        cache.focus(cache.focused, since=1040)
+        feed(model, cache, ids[:1])
+        assert all(60 not in blocks for blocks in cache._table.read_blocks(0)[0])
+
+
 def test_looking_changes_nothing_but_the_focus(ids):
     model = build("llama")
     with stratakv.attach(model), open_cache(model) as cache:
@@ -149,8 +165,9 @@ def test_bad_arguments_are_named(ids):
         feed(model, cache, ids[:100])
         with pytest.raises(ValueError, match="a prompt of 100 tokens, and the cache covers 100"):
             cache.look(ids[:100])
-        with pytest.raises(ValueError, match="from 0 on"):
-            cache.focus([-1])
+        for bad in ({"blocks": [-1]}, {"blocks": [1], "own": -1}, {"blocks": [1], "since": -1}):
+            with pytest.raises(ValueError, match="from 0 on"):
+                cache.focus(**bad)
 
 
 def test_places_are_far_blocks_of_the_highest_scores():

@@ -137,6 +137,7 @@ class PageTable:
         # What is read whatever is selected: for each row its blocks, and how many of its own a head reads.
         self.focused: list[list[int]] = []
         self.focus_own = 0
+        self.focus_since: int | None = None
         self.hot: DeviceTier | None = None
 
     @property
@@ -209,10 +210,11 @@ class PageTable:
             self.native.select(**arguments)
             self.dense_prefill_below = arguments["dense_prefill_below"]
 
-    def focus(self, rows: list[list[int]], own: int) -> None:
-        """The body of `TieredCache.focus`, for every row; no rows for none."""
-        self.native.focus(rows, own)
+    def focus(self, rows: list[list[int]], own: int, since: int | None = None) -> None:
+        """The body of `TieredCache.focus`, for every row; no rows for none. `since` is a block."""
+        self.native.focus(rows, own, since)
         self.focused, self.focus_own = [sorted(set(blocks)) for blocks in rows], own
+        self.focus_since = since
 
     def selected(self) -> tuple[float, float] | None:
         """Tokens that the last step read per head, and the estimated share of the mass that it did not.
@@ -296,6 +298,7 @@ class PageTable:
         twin.dense_prefill_below = self.dense_prefill_below
         twin.trained_tokens = self.trained_tokens
         twin.focused, twin.focus_own = list(self.focused), self.focus_own
+        twin.focus_since = self.focus_since
         twin.hot = None if self.hot is None else self.hot.fork(twin)
         return twin
 

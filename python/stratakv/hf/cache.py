@@ -448,25 +448,31 @@ class TieredCache(DynamicCache):  # type: ignore[misc]  # transformers is untype
         if not self.get_seq_length() or len(ids) <= self._trained_tokens:
             return []
         how = how or Look()
-        self.focus(agreed_blocks(self, model, ids, how, on_token), how.own)
+        found = agreed_blocks(self, model, ids, how, on_token)
+        # A long answer goes on to see its question, and its own beginning.
+        self.focus(found, how.own, since=self.get_seq_length())
         return self.focused
 
-    def focus(self, blocks: Sequence[int], own: int = 1) -> None:
+    def focus(self, blocks: Sequence[int], own: int = 1, *, since: int | None = None) -> None:
         """From now on all heads read the same blocks of a long context, instead of a budget of their choice.
 
         Args:
             blocks: blocks of 16 tokens, counted from the first token on, of every row; without any, each head
                 chooses again.
             own: blocks that each head chooses besides; the sinks and the window are always read.
+            since: the tokens from this one on are read as well, the last of them as far as what is read fits
+                the model's trained length; None is the window alone.
 
         Raises:
             ValueError: a negative number.
         """
-        if own < 0 or any(block < 0 for block in blocks):
-            raise ValueError(f"focus({list(blocks)}, own={own}): accepted are whole numbers from 0 on")
+        if own < 0 or (since or 0) < 0 or any(block < 0 for block in blocks):
+            said = f"focus({list(blocks)}, own={own}, since={since})"
+            raise ValueError(f"{said}: accepted are whole numbers from 0 on")
         self.focused = sorted(set(blocks))
         if self._table.num_slots:
-            self._table.focus([self.focused] * self._num_rows() if self.focused else [], own)
+            rows = [self.focused] * self._num_rows() if self.focused else []
+            self._table.focus(rows, own, None if since is None else since // BLOCK_TOKENS)
 
     def splice(self, source: TieredCache, start: int = 0, stop: int | None = None) -> int:
         """Appends tokens that another cache of this model holds, without computing them.

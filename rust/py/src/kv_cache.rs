@@ -254,8 +254,9 @@ impl KvCache {
         self.with(py, |cache| cache.select(None))
     }
 
-    fn focus(&self, py: Python<'_>, rows: Vec<Vec<u32>>, own: usize) -> PyResult<()> {
-        self.with(py, |cache| cache.focus(rows, own))
+    #[pyo3(signature = (rows, own, since=None))]
+    fn focus(&self, py: Python<'_>, rows: Vec<Vec<u32>>, own: usize, since: Option<usize>) -> PyResult<()> {
+        self.with(py, |cache| cache.focus(rows, own, since))
     }
 
     fn selected(&self, py: Python<'_>, layer: usize) -> PyResult<Option<(f32, f32)>> {

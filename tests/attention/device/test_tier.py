@@ -190,11 +190,12 @@ def test_cropped_grown_reordered_and_forked_tables_are_followed():
     assert_same_step(table, tier)
 
 
+@pytest.mark.parametrize("since", [None, 49, 55])
 @pytest.mark.parametrize("own", [0, 2])
-def test_a_focus_is_read_by_all_heads(own):
+def test_a_focus_is_read_by_all_heads(own, since):
     table = make_table(900, trained=256)
     tier = HotTier(table, 8 << 20, CPU)
-    table.focus([[30, 7, 8, 7, 50], [0, 12]], own)
+    table.focus([[30, 7, 8, 7, 50], [0, 12]], own, since)
     assert_same_step(table, tier, group=2)
     table.reorder([1, 0])
     assert_same_step(table, tier)

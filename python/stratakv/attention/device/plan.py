@@ -39,6 +39,7 @@ class Plan:
         page_tokens: int,
         focus_blocks: int | None = None,
         *,
+        since: int | None = None,
         part_tokens: int = 0,
     ) -> Plan:
         """The step of the last of `length` tokens, or a part of a prefill that ends there.
@@ -49,6 +50,7 @@ class Plan:
             length: tokens, the one that asks among them.
             page_tokens: tokens of a page.
             focus_blocks: with a focus, what is read beside sinks and window, instead of a budget.
+            since: with a focus, the block at which the window begins, if there is room.
             part_tokens: tokens of the part, whose blocks come on top of the budget; 0 for a step.
         """
         blocks = selection.native(trained_tokens)
@@ -57,7 +59,6 @@ class Plan:
         tail_blocks, own_blocks = -(-tail // BLOCK_TOKENS), -(-part_tokens // BLOCK_TOKENS)
         asking = -(-max((part_tokens or 1) - tail, 0) // BLOCK_TOKENS)
         window = max(blocks["window"] + own_blocks - tail_blocks, asking)
-        always = blocks["sinks"] + window
         is_focused, is_compact = focus_blocks is not None, length > trained_tokens
         most, growth = blocks["blocks"], blocks["growth"]
         if is_compact:
@@ -66,6 +67,13 @@ class Plan:
             room = max(trained_tokens // BLOCK_TOKENS - own_blocks, least)
             most = min(most, room)
             growth = min(growth, (room + own_blocks) / (most + own_blocks))
+        if focus_blocks is not None and since is not None:
+            later = max(pages * page_tokens // BLOCK_TOKENS - since, 0)
+            others = blocks["sinks"] + focus_blocks
+            if is_compact:
+                later = min(later, max(max(trained_tokens - tail, 0) // BLOCK_TOKENS - others, 0))
+            window = max(window, later)
+        always = blocks["sinks"] + window
         budget = Budget(
             blocks=max(most + own_blocks - tail_blocks, always)
             if focus_blocks is None

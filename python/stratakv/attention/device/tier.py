@@ -202,8 +202,9 @@ class HotTier:
     def _plan(self, end: int, part_tokens: int = 0) -> Plan:
         selection = self.table.selection
         assert selection is not None
-        focus, page_tokens = self._focus_blocks(), self.table.page_tokens
-        return Plan.of(selection, self.table.trained_tokens, end, page_tokens, focus, part_tokens=part_tokens)
+        table, focus = self.table, self._focus_blocks()
+        rules = (selection, table.trained_tokens, end, table.page_tokens, focus)
+        return Plan.of(*rules, since=table.focus_since, part_tokens=part_tokens)
 
     def _selected(self, layer: _Layer, query_BHGTD: Tensor, end: int, plan: Plan, first_own: int) -> Tensor:
         """(B, H, G, T, Dv): selects for all T tokens, and reads planes of what is before `first_own`."""

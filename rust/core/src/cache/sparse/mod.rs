@@ -82,15 +82,19 @@ pub(super) struct Focus {
     pub(super) rows: Vec<Vec<u32>>,
     /// Blocks that each head reads besides.
     own: usize,
+    /// The first of the blocks that are all read, as if they were the window.
+    since: Option<usize>,
 }
 
 impl Focus {
-    /// What is read instead of a budget. What that leaves unread is left on purpose: the guard asks for
-    /// nothing.
-    fn budget(&self, budget: Budget) -> Budget {
+    /// What is read instead of a budget, of `blocks` whole blocks; the window grows as far as there is `room`.
+    /// What that leaves unread is left on purpose: the guard asks for nothing.
+    fn budget(&self, budget: Budget, blocks: usize, room: usize) -> Budget {
         let Some(most) = self.rows.iter().map(Vec::len).max() else { return budget };
-        let blocks = budget.sinks + budget.window + most + self.own;
-        Budget { blocks, guard: Guard { unread: 1.0, growth: 1.0 }, ..budget }
+        let others = budget.sinks + most + self.own;
+        let later = self.since.map_or(0, |since| blocks.saturating_sub(since));
+        let window = budget.window.max(later.min(room.saturating_sub(others)));
+        Budget { blocks: others + window, window, guard: Guard { unread: 1.0, growth: 1.0 }, ..budget }
     }
 
     /// Whether heads read it besides the sinks and the window of that many blocks, and have nothing to
@@ -227,11 +231,12 @@ impl KvCache {
 
     /// From now on every head of a layer that selects reads the same blocks besides the sinks and the
     /// window, and `own` of its own choice, instead of a budget. For each row the numbers of its blocks,
-    /// in any order; no rows end that.
+    /// in any order; no rows end that. The window begins at block `since`, or later where what is read would
+    /// not fit the trained window.
     ///
     /// # Errors
     /// `Invalid` for another number of rows than the cache has.
-    pub fn focus(&mut self, mut rows: Vec<Vec<u32>>, own: usize) -> Result<()> {
+    pub fn focus(&mut self, mut rows: Vec<Vec<u32>>, own: usize, since: Option<usize>) -> Result<()> {
         if !rows.is_empty() && rows.len() != self.rows {
             let (found, expected) = (rows.len(), self.rows);
             return Err(Error::Invalid(format!("a focus of {found} rows for a cache of {expected}")));
@@ -240,7 +245,7 @@ impl KvCache {
             blocks.sort_unstable();
             blocks.dedup();
         }
-        self.focus = Focus { rows, own };
+        self.focus = Focus { rows, own, since };
         Ok(())
     }
 
@@ -354,8 +359,11 @@ impl KvCache {
         self.layers[layer].learn(&scratch.query, layout.heads, &extent);
         let pages = length / layout.page_tokens;
         let tail = length - pages * layout.page_tokens;
-        let budget = self.focus.budget(budget_of(budget, tail, extent.tokens));
         let compact = length > selection.trained_tokens;
+        let room =
+            if compact { selection.trained_tokens.saturating_sub(tail) / BLOCK_TOKENS } else { usize::MAX };
+        let budget = budget_of(budget, tail, extent.tokens);
+        let budget = self.focus.budget(budget, pages * digest.blocks_per_page, room);
         let nearest_far =
             if compact { pages.saturating_sub(selection.far_pages(layout.page_tokens)) } else { 0 };
         self.sketch(what, pages)?;

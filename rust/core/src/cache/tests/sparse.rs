@@ -232,6 +232,31 @@ fn a_budget_of_everything_is_dense_attention() {
     assert!((selected.tokens - 700.0).abs() < 1e-3 && selected.unread == 0.0, "{selected:?}");
 }
 
+/// What was asked, and what was said since, stays in view however long the answer gets; as far as it fits.
+#[test]
+fn a_focus_reads_what_comes_after_it() {
+    let (rotary, shape, trained) = (rotary(4, false), [1, 8, 6], 20 * BLOCK_TOKENS);
+    let mut cache = cache(&rotary, store(), Some(selection(6, trained)));
+    feed(&mut cache, &[ids(640, 3)], shape, DType::F32);
+    cache.focus(vec![vec![5, 6]], 1, Some(38)).unwrap();
+    for length in (640..1200).step_by(48) {
+        let mut out = Tensor::new(1, 2, 1, 6, DType::F32);
+        cache.attend(0, &query(1, 2, 1, 8), &mut out, 0.5, &Mask::default(), &Inline).unwrap();
+        let read = read_tokens(&cache, length);
+        let room = trained - 4 * BLOCK_TOKENS;
+        let since = (38 * BLOCK_TOKENS).max(length.saturating_sub(room).next_multiple_of(BLOCK_TOKENS));
+        let expected: Vec<usize> = (since..length).collect();
+        assert!(read.ends_with(&expected), "{length}: {read:?}");
+        assert_eq!(
+            read.len(),
+            expected.len() + 4 * BLOCK_TOKENS,
+            "a sink, two, and one of its own: {length}"
+        );
+        assert!(read.len() <= trained);
+        feed(&mut cache, &[ids(48, length as u32)], shape, DType::F32);
+    }
+}
+
 /// The model knows no numbers beyond its trained window, whatever the budget and its guard ask for.
 #[test]
 fn what_is_read_of_a_longer_context_fits_the_trained_window() {
@@ -335,7 +360,7 @@ fn a_focus_is_read_by_all_heads_instead_of_a_budget() {
         let free = attend(&mut cache);
         // Far, near, among the sinks, in the window, and past the end.
         let focus = [vec![0, 77, 78, 40, 78, 150], vec![120, 3, 186, 5000]];
-        cache.focus(focus.to_vec(), 2).unwrap();
+        cache.focus(focus.to_vec(), 2, None).unwrap();
         let held = attend(&mut cache);
         for (head, read) in held.1.iter().enumerate() {
             let wanted = focus[head / 2].iter().filter(|block| **block < 5000);
@@ -354,10 +379,10 @@ fn a_focus_is_read_by_all_heads_instead_of_a_budget() {
         feed(&mut fork, &[ids(LONG, 6), ids(LONG, 7)], shape, DType::Bf16);
         assert!(attend(&mut fork).1[0].contains(&3) && !fork.focus.rows[0].contains(&120));
         // More than the budget is read all the same.
-        cache.focus(vec![(30..60).collect(), (30..60).collect()], 0).unwrap();
+        cache.focus(vec![(30..60).collect(), (30..60).collect()], 0, None).unwrap();
         let all = attend(&mut cache).1;
         assert!(all.iter().all(|read| (30..60).all(|block| read.contains(&block))), "{all:?}");
-        cache.focus(Vec::new(), 0).unwrap();
+        cache.focus(Vec::new(), 0, None).unwrap();
         assert_eq!(attend(&mut cache), free);
     }
 }
@@ -373,7 +398,7 @@ fn a_focus_alone_is_read_with_sinks_and_window() {
             feed(&mut cache, &[ids(length, 2)], shape, DType::Bf16);
             ask_often(&mut cache, &query(1, 4, 1, 8));
             let mut attend = |focus: &[u32]| {
-                cache.focus(vec![focus.to_vec()], 0).unwrap();
+                cache.focus(vec![focus.to_vec()], 0, None).unwrap();
                 let mut out = Tensor::new(1, 4, tokens, 4, DType::F32);
                 cache
                     .attend(0, &asked, &mut out, 0.5, &Mask { causal: true, bias: None }, &Pool::new(2))
@@ -402,7 +427,7 @@ fn a_focus_alone_is_read_with_sinks_and_window() {
 fn a_focus_needs_a_list_for_each_row() {
     let mut cache = cache(&rotary(4, false), store(), Some(selection(8, 100)));
     feed(&mut cache, &[ids(200, 2)], [1, 8, 4], DType::F32);
-    let message = cache.focus(vec![vec![1], vec![2]], 1).unwrap_err().to_string();
+    let message = cache.focus(vec![vec![1], vec![2]], 1, None).unwrap_err().to_string();
     assert!(message.contains("2 rows for a cache of 1"), "{message}");
 }
 
