@@ -66,6 +66,7 @@ fn selection(tokens: usize) -> Selection {
     let budget = Budget { blocks: tokens / 16, sinks: 1, window: 8, critical: 0.05, guard };
     Selection {
         budget,
+        recent: 0,
         dense_below: 2 * tokens,
         dense_prefill_below: 8192,
         trained_tokens: 8192,

@@ -194,6 +194,7 @@ class KvCache:
         blocks: int,
         sinks: int,
         window: int,
+        recent: int,
         unread: float,
         growth: float,
         critical: float,
@@ -209,8 +210,9 @@ class KvCache:
         estimated mass; up to `growth` times as many while more than the share `unread` of the mass would
         be left out. A causal call of more tokens is a prefill: where its context is longer than
         `dense_prefill_below`, 64 tokens at a time read their own blocks and so many. Contexts past
-        `trained_tokens` are numbered by what is read. With planes, the share `critical` of the blocks, those
-        of the largest mass, is read in 16 bits, the rest in FP8. With `sketches`, the far blocks of long
+        `trained_tokens` are numbered by what is read, and a step that has no focus reads their last `recent`
+        blocks. With planes, the share `critical` of the blocks, those of the largest mass, is read in 16
+        bits, the rest in FP8. With `sketches`, the far blocks of long
         contexts are told from sketches; without, each is estimated from its summary. Needs a rotary.
         """
     def select_all(self) -> None:

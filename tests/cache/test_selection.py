@@ -9,7 +9,16 @@ def test_tokens_become_blocks_rounded_up():
     native = Selection(budget=1000, sinks=1, window=17, dense_below=5).native(8192)
     assert (native["blocks"], native["sinks"], native["window"]) == (63, 1, 2)
     assert (native["dense_below"], native["trained_tokens"]) == (5, 8192)
-    assert Selection(budget=1000).native(1)["dense_below"] == 2000
+    assert native["recent"] == 1000 * 7 // 8 // 16
+    assert Selection(budget=1000, recent=0.0).native(8192)["recent"] == 0
+
+
+def test_short_contexts_are_read_whole_but_none_that_is_longer_than_the_trained_window():
+    assert Selection(budget=1000).native(8192)["dense_below"] == 2000
+    assert Selection(budget=8192).native(8192)["dense_below"] == 8192
+    assert Selection(budget=1000, dense_below=9000).native(8192)["dense_below"] == 9000
+    assert Selection(budget=1000).reads_all_of(2000, 8192)
+    assert not Selection(budget=1000).reads_all_of(2000, 1999)
 
 
 def test_a_number_is_a_budget_and_none_is_everything():
@@ -26,6 +35,8 @@ def test_a_number_is_a_budget_and_none_is_everything():
         ({"budget": -1}, "budget=-1: accepted are whole numbers"),
         ({"budget": 512.5}, "budget=512.5"),
         ({"budget": True}, "budget=True"),
+        ({"recent": 1.5}, "recent=1.5"),
+        ({"recent": float("nan")}, "recent=nan"),
         ({"sinks": "many"}, "sinks='many'"),
         ({"dense_below": -5}, "dense_below=-5"),
         ({"unread": 1.5}, "unread=1.5: accepted are shares from 0 to 1"),

@@ -26,7 +26,7 @@ def make(tokens=150, *, rows=2, heads=3, dims=(16, 24), dtype=torch.bfloat16, st
 
 def select(cache):
     cache.select(
-        blocks=4, sinks=1, window=1, unread=1.0, growth=1.0, critical=0.5, dense_below=0,
+        blocks=4, sinks=1, window=1, recent=0, unread=1.0, growth=1.0, critical=0.5, dense_below=0,
         dense_prefill_below=1 << 30, trained_tokens=1 << 30, sketches=True,
     )  # fmt: skip
 

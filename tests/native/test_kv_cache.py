@@ -221,6 +221,7 @@ def test_a_step_tells_which_blocks_it_read(store):
         blocks=6,
         sinks=1,
         window=2,
+        recent=0,
         unread=1.0,
         growth=1.0,
         critical=1.0,

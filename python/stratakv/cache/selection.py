@@ -18,6 +18,8 @@ class Selection:
             the model was trained on never more than that, however much it may grow.
         sinks: the first tokens, always read.
         window: the last tokens, always read.
+        recent: share of the budget that goes to the last tokens where a step reads a context longer than what
+            the model was trained on, and has no focus; at least the window.
         dense_below: contexts of up to so many tokens are read whole; None is twice the budget, or the
             length that the model was trained on where that is less.
         dense_prefill_below: the same for a prefill, which selects for 64 tokens at a time; None is the
@@ -37,6 +39,7 @@ class Selection:
     budget: int = 2048
     sinks: int = 16
     window: int = 128
+    recent: float = 0.875
     dense_below: int | None = None
     dense_prefill_below: int | None = None
     unread: float = 0.1
@@ -59,6 +62,8 @@ class Selection:
             )
         if not 0.0 <= self.unread <= 1.0:
             raise ValueError(f"unread={self.unread!r}: accepted are shares from 0 to 1")
+        if not 0.0 <= self.recent <= 1.0:
+            raise ValueError(f"recent={self.recent!r}: accepted are shares from 0 to 1")
         if not 1.0 <= self.growth <= 1024.0:
             raise ValueError(f"growth={self.growth!r}: accepted are factors from 1 to 1024")
         if not 0.0 <= self.critical_fraction <= 1.0:
@@ -88,6 +93,7 @@ class Selection:
             "blocks": _blocks(self.budget),
             "sinks": _blocks(self.sinks),
             "window": _blocks(self.window),
+            "recent": int(self.recent * self.budget) // BLOCK_TOKENS,
             "unread": self.unread,
             "growth": self.growth,
             "critical": self.critical_fraction,

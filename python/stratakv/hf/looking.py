@@ -59,7 +59,8 @@ def agreed_blocks(
         steps = _Steps(len(question) + 2 * how.candidates, on_token)
         with fork.fork() as voting:
             # Much is read, and nothing is left to sketches: their choice hides what few heads look for.
-            voting.select(replace(selection, budget=how.budget, sketches=False, unread=1.0, dense_below=0))
+            asked = replace(selection, budget=how.budget, recent=0.0, sketches=False)
+            voting.select(replace(asked, unread=1.0, dense_below=0))
             votes_N = _votes(voting, model, question, steps)
         if not how.candidates:
             return _around(_places(votes_N, far, how, how.places), far, how)

@@ -222,13 +222,14 @@ impl KvCache {
         })
     }
 
-    #[pyo3(signature = (*, blocks, sinks, window, unread, growth, critical, dense_below, dense_prefill_below, trained_tokens, sketches))]
+    #[pyo3(signature = (*, blocks, sinks, window, recent, unread, growth, critical, dense_below, dense_prefill_below, trained_tokens, sketches))]
     fn select(
         &self,
         py: Python<'_>,
         blocks: usize,
         sinks: usize,
         window: usize,
+        recent: usize,
         unread: f32,
         growth: f32,
         critical: f32,
@@ -242,6 +243,7 @@ impl KvCache {
         self.with(py, |cache| {
             cache.select(Some(Selection {
                 budget,
+                recent,
                 dense_below,
                 dense_prefill_below,
                 trained_tokens,

@@ -55,18 +55,19 @@ class Plan:
         """
         blocks = selection.native(trained_tokens)
         pages, tail = divmod(length, page_tokens)
+        is_focused, is_compact = focus_blocks is not None, length > trained_tokens
         # The tokens of the tail count, and those that ask are always read.
         tail_blocks, own_blocks = -(-tail // BLOCK_TOKENS), -(-part_tokens // BLOCK_TOKENS)
         asking = -(-max((part_tokens or 1) - tail, 0) // BLOCK_TOKENS)
-        window = max(blocks["window"] + own_blocks - tail_blocks, asking)
-        is_focused, is_compact = focus_blocks is not None, length > trained_tokens
-        most, growth = blocks["blocks"], blocks["growth"]
+        most, growth, window = blocks["blocks"], blocks["growth"], blocks["window"]
         if is_compact:
             # What is read is numbered without gaps, and the model knows no number beyond its window.
-            least = blocks["sinks"] + blocks["window"]
-            room = max(trained_tokens // BLOCK_TOKENS - own_blocks, least)
+            room = max(trained_tokens // BLOCK_TOKENS - own_blocks, blocks["sinks"] + window)
             most = min(most, room)
             growth = min(growth, (room + own_blocks) / (most + own_blocks))
+            if not is_focused and not part_tokens:
+                window = max(window, min(blocks["recent"], most - blocks["sinks"]))
+        window = max(window + own_blocks - tail_blocks, asking)
         if focus_blocks is not None and since is not None:
             later = max(pages * page_tokens // BLOCK_TOKENS - since, 0)
             others = blocks["sinks"] + focus_blocks

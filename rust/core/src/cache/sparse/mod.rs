@@ -54,6 +54,9 @@ const FAR_SHARE: usize = 4;
 pub struct Selection {
     /// What one step reads per KV head.
     pub budget: Budget,
+    /// Blocks of the window, where that is more, in a step of decoding over a context that is longer than
+    /// `trained_tokens` and in which heads choose for themselves.
+    pub recent: usize,
     /// A step of decoding reads contexts of up to this many tokens whole.
     pub dense_below: usize,
     /// The same of a prefill.
@@ -176,14 +179,18 @@ impl Selection {
 
     /// What the last `tokens` of `length` tokens read, in a step or in a prefill. What is short enough is
     /// read whole and in 16 bits; the own blocks of a prefill's tokens come on top.
-    fn budget_at(&self, length: usize, tokens: usize, is_step: bool) -> Budget {
+    fn budget_at(&self, length: usize, tokens: usize, is_step: bool, is_focused: bool) -> Budget {
         let budget = self.budget;
         let dense_below = if is_step { self.dense_below } else { self.dense_prefill_below };
         if length <= dense_below {
             return Budget { blocks: length.div_ceil(BLOCK_TOKENS), critical: 1.0, ..budget };
         }
         let own = if is_step { 0 } else { tokens.div_ceil(BLOCK_TOKENS) };
-        let budget = if length > self.trained_tokens { self.within_trained(own) } else { budget };
+        let is_long = length > self.trained_tokens;
+        let mut budget = if is_long { self.within_trained(own) } else { budget };
+        if is_long && is_step && !is_focused {
+            budget.window = budget.window.max(self.recent.min(budget.blocks.saturating_sub(budget.sinks)));
+        }
         Budget { blocks: budget.blocks + own, window: budget.window + own, ..budget }
     }
 
@@ -337,7 +344,8 @@ impl KvCache {
             let mut out = PartMut { whole: &mut *out, first, tokens: count };
             let mask = mask.skip(first);
             let call = Call { query: &query, out: &mut out, scale, mask: &mask };
-            self.attend_part(scratch, &what, &selection.budget_at(end, count, is_step), call, end)?;
+            let budget = selection.budget_at(end, count, is_step, !self.focus.rows.is_empty());
+            self.attend_part(scratch, &what, &budget, call, end)?;
             start = end;
         }
         Ok(())

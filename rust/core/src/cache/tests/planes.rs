@@ -22,6 +22,7 @@ fn selection(blocks: usize, critical: f32) -> Selection {
     let budget = Budget { blocks, sinks: 1, window: 2, critical, guard };
     Selection {
         budget,
+        recent: 0,
         dense_below: 0,
         dense_prefill_below: usize::MAX,
         trained_tokens: 100_000,

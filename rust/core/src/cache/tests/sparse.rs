@@ -15,6 +15,7 @@ pub(super) fn selection(blocks: usize, trained_tokens: usize) -> Selection {
     let guard = Guard { unread: 1.0, growth: 1.0 };
     Selection {
         budget: Budget { blocks, sinks: 1, window: 2, critical: 1.0, guard },
+        recent: 0,
         dense_below: 0,
         dense_prefill_below: usize::MAX,
         trained_tokens,
@@ -230,6 +231,27 @@ fn a_budget_of_everything_is_dense_attention() {
     }
     let selected = selected.unwrap();
     assert!((selected.tokens - 700.0).abs() < 1e-3 && selected.unread == 0.0, "{selected:?}");
+}
+
+/// Past the trained window the last tokens come first, but not where a focus or a prefill says what is read.
+#[test]
+fn a_step_past_the_trained_window_reads_mostly_what_is_recent() {
+    let (rotary, shape, row) = (rotary(4, false), [1, 8, 6], ids(704, 3));
+    let recent: Vec<usize> = (704 - 12 * BLOCK_TOKENS..704).collect();
+    for (trained, new, is_focused, expected) in
+        [(500, 1, false, true), (500, 64, false, false), (500, 1, true, false), (1000, 1, false, false)]
+    {
+        let selection = Selection { recent: 12, ..prefilling(16, trained) };
+        let mut cache = cache(&rotary, store(), Some(selection));
+        feed(&mut cache, std::slice::from_ref(&row), shape, DType::F32);
+        if is_focused {
+            cache.focus(vec![vec![5, 6]], 3, None).unwrap();
+        }
+        check(&mut cache, &rotary, &row, shape, new, trained < 704);
+        let read = read_tokens(&cache, 704);
+        assert_eq!(read.ends_with(&recent), expected, "{trained} {new} {is_focused}");
+        assert!(is_focused || new > 1 || read.len() == 16 * BLOCK_TOKENS);
+    }
 }
 
 /// What was asked, and what was said since, stays in view however long the answer gets; as far as it fits.
