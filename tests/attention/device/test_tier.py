@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stratakv.attention.device.plan import parts_of
@@ -273,6 +273,10 @@ def test_a_prefill_is_the_engine_s(case, group):
     dense=st.sampled_from([0, 350, 1 << 20]),
     limit=st.sampled_from([150 << 10, 8 << 20]),
 )
+@example(tokens=300, rows=1, heads=2, group=1, dim=16, dtype=torch.float32, page_blocks=5, trained=100,
+         num_new=237, dense=0, limit=8 << 20)  # fmt: skip
+@example(tokens=300, rows=1, heads=1, group=2, dim=16, dtype=torch.float32, page_blocks=9, trained=100,
+         num_new=290, dense=0, limit=8 << 20)  # fmt: skip
 def test_odd_prefills(group, page_blocks, num_new, dense, limit, **shape):
     table = make_table(page_tokens=16 * page_blocks, budget=prefilling(dense_prefill_below=dense), **shape)
     tier = HotTier(table, limit, CPU)

@@ -104,7 +104,9 @@ class HotTier:
         if num_new <= STEP_TOKENS_MAX:
             parts = [(end - 1, end, self._step) for end in range(start + 1, length + 1)]
         else:
-            cuts = parts_of(start, length, self.table.dense_prefill_below)
+            # Before the first whole page there is nothing to choose from.
+            whole = max(self.table.dense_prefill_below, self.table.page_tokens - 1)
+            cuts = parts_of(start, length, whole)
             parts = [(a, b, self._whole if is_dense else self._part) for a, b, is_dense in cuts]
         # Where Triton launches; other devices need nothing.
         with torch.cuda.device_of(query_BQTD):  # type: ignore[no-untyped-call]
