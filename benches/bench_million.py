@@ -35,25 +35,19 @@ def kept(length: str) -> tuple[Path, dict[str, Any]]:
     return place, evaluate(length, "--tasks", "facts", keep=place)
 
 
+def with_session(module: str, length: str, *options: int) -> dict[str, Any]:
+    """What a module tells, in a process of its own, of that text's session."""
+    place, _ = kept(length)
+    (session,) = (place / "sessions" / "sessions").glob("*.session")
+    settings = map(str, (place / "sessions", session.stem, RAM, BUDGET, *options))
+    command = [sys.executable, "-m", module, *settings]
+    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+
+
 @functools.cache
 def resumed(length: str, *, cold: bool = False) -> dict[str, Any]:
     """What resuming that text's session takes, and tokens after it."""
-    place, _ = kept(length)
-    (session,) = (place / "sessions" / "sessions").glob("*.session")
-    steps = WARM_UP + STEPS
-    settings = map(str, (place / "sessions", session.stem, RAM, BUDGET, steps, int(cold)))
-    command = [sys.executable, "-m", "benches.long_session", *settings]
-    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
-
-
-@functools.cache
-def predicted(length: str) -> dict[str, Any]:
-    """How well that text's last tokens are told with all before them, and with the 4K before them."""
-    place, _ = kept(length)
-    (session,) = (place / "sessions" / "sessions").glob("*.session")
-    settings = map(str, (place / "sessions", session.stem, RAM, BUDGET))
-    command = [sys.executable, "-m", "benches.long_text", *settings]
-    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    return with_session("benches.long_session", length, WARM_UP + STEPS, int(cold))
 
 
 def read_rate(length: str) -> float:
@@ -86,7 +80,7 @@ def facts_1m() -> Result:
     takes_hours=True,
 )
 def ppl_1m_over_4k() -> Result:
-    found = predicted("1M")
+    found = with_session("benches.long_text", "1M")
     long, short = found["nats"], found["nats_4k"]
     samples = [math.exp(one - other) for one, other in zip(long, short, strict=True)]
     details = {

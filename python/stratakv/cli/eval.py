@@ -36,10 +36,12 @@ from stratakv.eval import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from stratakv import TieredCache
     from stratakv.cli.engine import Driver, Interrupt
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "losses_of", "run"]
 
 TASKS = (*FAMILIES, *LISTS, PERPLEXITY)
 LEAST_LENGTH = 1024
@@ -270,27 +272,18 @@ class Examiner:
         """The mean negative log likelihood of the last tokens of a text of that length."""
         import torch
 
-        from stratakv.hf.library import cache_kwargs
-
         text = self.haystack.with_sentences([], length + PREDICTED)
         ids = self.loaded.tokenizer(text, split_special_tokens=True)["input_ids"][:length]
         context, predicted = ids[:-PREDICTED], ids[-PREDICTED:]
-        model = self.loaded.model
         with (
             self._read(PERPLEXITY, length, context) as cache,
             torch.inference_mode(),
             cache.fork() as fork,
             self.out.busy(f"{format_count(length)} tokens: perplexity of the last {PREDICTED}"),
         ):
-            losses = []
             fork.crop(len(context) - 1 - fork.get_seq_length())
-            given = [context[-1], *predicted[:-1]]
-            for start in range(0, PREDICTED, PIECE):
-                piece_BT = torch.tensor([given[start : start + PIECE]], device=model.device)
-                logits_TV = model(input_ids=piece_BT, use_cache=True, **cache_kwargs(fork)).logits[0].float()
-                said_T = torch.tensor(predicted[start : start + PIECE], device=model.device)
-                losses.append(torch.nn.functional.cross_entropy(logits_TV, said_T, reduction="none"))
-        score = float(torch.cat(losses).mean())
+            losses_T = losses_of(self.loaded.model, fork, [context[-1], *predicted])
+        score = float(losses_T.mean())
         self.report.add({"length": length, "family": PERPLEXITY, "question": PERPLEXITY, "score": score})
 
     @contextlib.contextmanager
@@ -346,3 +339,20 @@ class Examiner:
             for name in kept.intersection(self.sessions):
                 store.native.remove_session(name)
             store.native.gc()
+
+
+def losses_of(model: nn.Module, cache: TieredCache, ids: Sequence[int]) -> Tensor:
+    """The negative log likelihood of each token but the first (T,), in a cache that ends before them all."""
+    import torch
+
+    from stratakv.hf.library import cache_kwargs
+
+    device = next(model.parameters()).device
+    losses = []
+    for start in range(0, len(ids) - 1, PIECE):
+        end = min(start + PIECE, len(ids) - 1)
+        piece_BT = torch.tensor([ids[start:end]], device=device)
+        logits_TV = model(input_ids=piece_BT, use_cache=True, **cache_kwargs(cache)).logits[0].float()
+        said_T = torch.tensor(ids[start + 1 : end + 1], device=device)
+        losses.append(torch.nn.functional.cross_entropy(logits_TV, said_T, reduction="none"))
+    return torch.cat(losses)
